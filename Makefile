@@ -1,4 +1,5 @@
-# make demo: draw scenes, train two attention designs on them, report, index and search.   make test: everything that has to hold.
+# make demo: draw scenes, train two attention designs on them, report, index and search.
+# make test: what has to hold, in some ten minutes; make test-slow: the rest of it, in real processes; make test-docs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 WORKERS ?= 2
 PYTEST_FLAGS ?=
 
-.PHONY: install demo test test-all test-docs test-parts lint docs docs-serve bench clean
+.PHONY: install demo test test-slow test-all test-docs test-parts lint docs docs-serve bench clean
 
 install: $(STAMP)
 
@@ -31,9 +32,13 @@ demo: install
 	$(BIN)/python -m clipvisionalign.demo
 
 test: install lint test-parts
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_FLAGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(PYTEST_FLAGS)
 
-# With all combinations of settings, more kills, random dealings of streams and cases of the service than `make test` has
+# Whole studies, processes that are killed, several processes, Ray, the page in a browser: half an hour.
+test-slow: install test-parts
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow $(PYTEST_FLAGS)
+
+# With all combinations of settings, more kills, random dealings of streams and cases of the service than the others have
 # time for, with all scenes of the demo and compiled kernels: an hour.
 test-all: export COMBINATIONS = all
 test-all: export KILLS = 100
@@ -42,7 +47,7 @@ test-all: export INTERFACE_CASES = 100
 test-all: export WHOLE_DEMO = 1
 test-all: export COMPILE_BACKEND = inductor
 test-all: export FAULTS = all
-test-all: test
+test-all: test test-slow
 
 # Every command block of README and docs, the doctests, the site and the built wheel: some minutes.
 test-docs: $(DOCS_STAMP)

@@ -32,6 +32,8 @@ HARDWARE = ("no GPU", "no small disk")
 #: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other. The
 #: first of a test's fixtures counts: what is made from the study stays with it, so that it is carried out once.
 SHARED = ("study", "alone", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub", "world")
+#: Those among them that take a minute: tests that ask for them are run by `make test-slow`.
+SLOW_FIXTURES = ("study", "exported")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,6 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """The slowest first, so that no process is left alone with one of them at the end."""
     if not config.getoption("--docs"):
         items[:] = [item for item in items if item.get_closest_marker("docs") is None]
+    for item in items:
+        if set(SLOW_FIXTURES) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
         if shared := next((name for name in SHARED if name in getattr(item, "fixturenames", ())), None):

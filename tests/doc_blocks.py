@@ -107,6 +107,20 @@ def arguments_of(command: str) -> list[str] | None:
     return None
 
 
+#: Settings of a training of one pass over small images, which those of the command come after.
+ONE_PASS, SMALL_IMAGES = "epochs: 1\n", "model:\n  image_tower:\n    size: 64\n"
+
+
+def quick(arguments: list[str], folder: Path) -> list[str]:
+    """Return a command's arguments; a training that names no settings of its own has one pass over small images."""
+    if arguments[:1] != ["train"] or {"--config", "--recipe", "--resume"} & set(arguments):
+        return arguments
+    # Stages have epochs of their own.
+    settings = folder / ("stages.yaml" if "--stages" in arguments else "quick.yaml")
+    settings.write_text(SMALL_IMAGES if "--stages" in arguments else ONE_PASS + SMALL_IMAGES)
+    return ["train", "--config", settings.name, *arguments[1:]]
+
+
 def command_in(folder: str, *arguments: str) -> int:
     """Run `clipvisionalign ARGUMENTS` in a folder, as the work of a forked process."""
     from clipvisionalign.cli import main

@@ -197,6 +197,7 @@ def test_report_is_json(tiny_runs):
     assert json.loads(json.dumps(run(Honest()).to_dict()))["passed"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["self", "sparse", "late", "cross"])
 def test_the_four_designs_pass(design, tiny_runs, scenes_folder):
     from clipvisionalign import load_aligner, read_captioned_images
@@ -206,6 +207,7 @@ def test_the_four_designs_pass(design, tiny_runs, scenes_folder):
     assert failed(report) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["self", "late", "cross"])
 def test_a_tower_left_in_training_mode_fails(design, tiny_runs, scenes_folder, monkeypatch):
     """The project's own model with its batch norm and dropout switched on while it encodes."""
@@ -258,6 +260,7 @@ def test_what_leaks_in_one_way_of_answering_is_honest_in_the_other():
         assert benchmark.failed(benchmark.audited_leak(name, sample=24)[1]) == [f"new captions ({way})"]
 
 
+@pytest.mark.slow
 def test_a_hundred_honest_models_pass():
     outcomes = [
         (kind, seed, report if isinstance(report, Exception) else benchmark.failed(report))
@@ -278,6 +281,7 @@ def test_an_honest_model_fails_as_often_as_is_said():
     assert 4 <= failures <= several * level + 3 * np.sqrt(several * level)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [2, 5, 1000])
 def test_the_chance_level_of_a_small_gallery_is_that_of_its_dealings(values):
     """23 images, each dealt several captions and one, of a model with few different scores or many: an honest model is

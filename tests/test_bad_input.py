@@ -173,6 +173,7 @@ def test_same_and_nearly_same_image_in_two_splits(tmp_path):
     assert len(kept) == 5
 
 
+@pytest.mark.slow
 def test_drawn_scenes_are_no_near_duplicates(scenes_folder, tmp_path):
     """Scenes on one plain ground are alike nearly everywhere; the demo's own hold some that differ in one shape only.
 

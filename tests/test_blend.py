@@ -151,6 +151,7 @@ def test_its_results_are_those_of_a_run_and_tell_what_was_chosen_where(blended, 
     assert evaluated["rsum"]["value"] == pytest.approx(results["chosen"]["model_in_sample"]["rsum"]["value"])
 
 
+@pytest.mark.slow
 def test_a_gallery_of_its_training_images_still_fails_the_audit(blended, tuned):
     out, _ = blended
     audit = open_run(str(out)).audit(12)
@@ -159,6 +160,7 @@ def test_a_gallery_of_its_training_images_still_fails_the_audit(blended, tuned):
     assert "was trained on these images" in open_run(str(out), split="train").evaluate()["trained_on"]
 
 
+@pytest.mark.slow
 def test_the_ends_of_the_path_are_the_base_and_the_run(tuned, clip, tmp_path):
     for alpha, model in (("0", clip), ("1", tuned)):
         out = tmp_path / alpha
@@ -177,6 +179,7 @@ def test_the_ends_of_the_path_are_the_base_and_the_run(tuned, clip, tmp_path):
         assert "alpha" not in open_run(str(out)).evaluate().get("in_sample", "")
 
 
+@pytest.mark.slow
 def test_figures_of_base_and_run_are_those_of_evaluate(blended, tuned, clip, scenes_folder, foreign):
     _, document = blended
     for gallery, data in zip(document["galleries"], (scenes_folder, foreign), strict=True):
@@ -191,6 +194,7 @@ def test_figures_of_base_and_run_are_those_of_evaluate(blended, tuned, clip, sce
         assert gallery["kept"]["run"]["value"] == pytest.approx(run["rsum"]["value"] / base["rsum"]["value"])
 
 
+@pytest.mark.slow
 def test_on_another_split_nothing_was_chosen(tuned, tmp_path, capsys):
     out = tmp_path / "blend"
     flags = ["--alphas", "0.5", "--split", "test", "--json", "--quiet"]
@@ -204,6 +208,7 @@ def test_on_another_split_nothing_was_chosen(tuned, tmp_path, capsys):
     assert document["galleries"][0]["blend"]["rsum"]["value"] == pytest.approx(measured["rsum"]["value"])
 
 
+@pytest.mark.slow
 def test_late_interaction_on_another_run_is_kept_and_its_weight_chosen_again(tiny_runs, scenes_folder, tmp_path):
     """The base is the run of --init, by itself, without the late interaction."""
     saved = load_aligner(tiny_runs["self"], "cpu").config
@@ -224,6 +229,7 @@ def test_late_interaction_on_another_run_is_kept_and_its_weight_chosen_again(tin
     assert any(str(tiny_runs["self"]) in note for note in document["galleries"][0]["notes"])
 
 
+@pytest.mark.slow
 def test_a_cross_run_with_stretched_windows_is_blended_in_its_own_architecture(clip, scenes_folder, tmp_path):
     """Positions of the base are stretched as the run's were; the fusion is the run's."""
     model = AlignerConfig("cross", pretrained=str(clip), positions="stretched", late=LateConfig(width=16))

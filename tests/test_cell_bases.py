@@ -55,6 +55,7 @@ def trained(trials: list[Trial]) -> None:
         train_trial(trial)
 
 
+@pytest.mark.slow
 def test_a_cell_is_not_used_and_not_resumed_on_another_base(settings, tmp_path, monkeypatch):
     study = tmp_path / "study"
     trials = trials_of(planned(settings), study)
@@ -93,6 +94,7 @@ def test_a_cell_is_not_used_and_not_resumed_on_another_base(settings, tmp_path, 
         train_trial(trials[2])
 
 
+@pytest.mark.slow
 def test_a_cell_from_before_its_base_was_recorded_says_that_it_was_not_compared(settings, tmp_path):
     trials = trials_of(planned(settings), tmp_path / "study")[:2]
     trained(trials)
@@ -103,6 +105,7 @@ def test_a_cell_from_before_its_base_was_recorded_says_that_it_was_not_compared(
     assert any("whether late-0 is still what it stands on was not compared" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_study_is_the_same_by_whatever_path_it_is_named(settings, tmp_path, monkeypatch):
     plan = planned(settings)
     data = tmp_path / "data"

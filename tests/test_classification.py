@@ -324,6 +324,7 @@ def test_every_design_is_measured_in_both_ways(tiny_runs, shapes, capsys, design
         assert by["vectors"]["per_class"] == by["score"]["per_class"]
 
 
+@pytest.mark.slow
 def test_a_model_trained_on_class_folders_is_above_chance_and_tells_what_it_was_trained_on(coloured_run, capsys):
     data, run = coloured_run
     results = classified(capsys, run, data)

@@ -282,6 +282,7 @@ def test_a_training_that_is_interrupted_in_its_last_measurement_says_how_it_is_r
     assert f"train --resume {run}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_acknowledged_at_once():
     program = """
 import os, signal, time

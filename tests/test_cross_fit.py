@@ -161,6 +161,7 @@ class Planted:
         return self.pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fusion", "draws"), [(False, 60), (True, 12)])
 def test_choosing_among_noise_gives_no_advantage_where_it_is_measured(fusion, draws):
     """Chosen and measured on the same images, noise gains in every draw; cross-fitted, it gains nothing on average."""
@@ -248,6 +249,7 @@ def comparable(run: Path) -> dict:
     return without_times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("design", "best_by", "cut"), [("late", "rsum", 3), ("cross", "loss", 6), ("self", "loss", 5)])
 def test_halves_that_choose_other_epochs_are_measured_with_those_and_after_a_stop_too(
     design, best_by, cut, tmp_path, scenes_folder, tiny_model, monkeypatch

@@ -109,6 +109,7 @@ def epoch_of(source: str, batch: int, processes: int, workers: int, start: int =
     return per_process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_tars, write_parquets, write_saved])
 @settings(max_examples=DEALINGS, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(

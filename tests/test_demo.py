@@ -143,6 +143,7 @@ def test_the_demos_plan_names_its_question_and_measures_what_was_not_trained_on(
     assert plan.split == "test"
 
 
+@pytest.mark.slow
 def test_the_demo_ends_with_a_search_and_the_second_call_takes_what_is_finished(
     tmp_path, tiny_model, monkeypatch, capsys
 ):

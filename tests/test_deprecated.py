@@ -47,6 +47,7 @@ def test_no_other_name_is_made_up():
         import_module("clipvisionalign.paintings")
 
 
+@pytest.mark.slow
 def test_the_project_uses_no_old_name_of_its_own():
     """Every module is imported with the warnings as errors."""
     program = (

@@ -135,6 +135,7 @@ def test_the_vectors_are_those_of_the_start_whatever_is_on_disk(settings, first,
     assert not vectors.images[3].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -202,6 +203,7 @@ def test_without_a_start_and_for_streams_it_is_refused(settings, first, tmp_path
 # --- the figures before the first step -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_a_model_is_measured_before_its_first_step(settings, first, monkeypatch):
     config = settings("measured", init=first, text_lr=0.0, head_lr=0.0)
     results = train(config, silent)
@@ -224,6 +226,7 @@ def test_a_run_that_starts_from_a_model_is_measured_before_its_first_step(settin
     assert [line["epoch"] for line in lines(first) if "dev" in line] == [1]
 
 
+@pytest.mark.slow
 def test_measuring_the_start_changes_no_weight(settings, first, monkeypatch):
     config = settings("with-figures", init=first, model=replace(settings("").model, dropout=0.3))
     train(config, silent)
@@ -265,6 +268,7 @@ def test_a_failure_is_told_once_and_again_when_it_is_twice_as_bad():
     assert unreported([*other, *diagnose_forgetting(209.0, start, rates, 20.0)], again.reported) == []
 
 
+@pytest.mark.slow
 def test_a_run_is_told_that_its_rates_destroy_and_another_is_not(settings, tmp_path, scenes_folder, caplog):
     # A model that has learned: its dev images are of those that it was trained on.
     known = shutil.copytree(scenes_folder, tmp_path / "known")

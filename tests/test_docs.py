@@ -36,6 +36,7 @@ from doc_blocks import (
     blocks_of,
     command_in,
     python_in,
+    quick,
     reason_not_to_run,
 )
 from forked import Forked
@@ -208,7 +209,7 @@ def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: d
                 )
                 status, output = done.returncode, done.stdout + done.stderr
             else:
-                process = Forked(command_in, str(folder), *arguments, out=out, environment=own)
+                process = Forked(command_in, str(folder), *quick(arguments, folder), out=out, environment=own)
                 status = process.wait(1800)
                 output = process.said
                 process.kill()

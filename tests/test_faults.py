@@ -164,6 +164,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_file_that_cannot_be_read_costs_no_more_than_what_it_held(name, few, two, tmp_path, monkeypatch):
     """`report` shows it as missing, and the study makes it again where it can."""

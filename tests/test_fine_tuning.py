@@ -153,6 +153,7 @@ def test_a_pretrained_batch_norm_keeps_its_statistics_where_its_tower_is_trained
         assert aligner.image_tower.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["self", "late"])
 def test_both_towers_frozen_neither_runs_after_the_first_epoch(
     tmp_path, scenes_folder, tiny_model, monkeypatch, design

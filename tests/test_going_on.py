@@ -97,6 +97,7 @@ COMBINED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMBINED)
 def test_what_started_from_another_run_and_was_cut_off_keeps_its_frozen_weights(name, settings, late, monkeypatch):
     more = COMBINED[name] | {"init": late.out, "epochs": 1, "batch": 8}
@@ -115,6 +116,7 @@ def test_what_started_from_another_run_and_was_cut_off_keeps_its_frozen_weights(
     assert not [own for own in frozen if not torch.equal(before[own], after[own])]
 
 
+@pytest.mark.slow
 def test_cut_off_at_the_end_of_an_epoch_the_averaged_batch_norms_are_those_that_were_learned(settings, monkeypatch):
     config = settings("batch norms", freeze="none")
     undisturbed(config)
@@ -138,6 +140,7 @@ def training_images(folder: Path) -> list[Path]:
     return [row.image for row in read_captioned_images(folder).split("train").first_by_hash(48).rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{"freeze": "image"}, {"freeze": "image", "cache": "off"}, {"chunk": 5, "cache": "off"}]
 )
@@ -168,6 +171,7 @@ def test_an_image_of_equal_size_is_another_image(own_scenes, settings, tmp_path,
         resume(config.out, silent)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_the_layout_that_its_data_was_read_in(own_scenes, settings, tmp_path, monkeypatch):
     """Another layout's file that came to lie beside the data since changes nothing of an unfinished run."""
     whole, stopped = (settings("", data=str(own_scenes), out=str(tmp_path / name)) for name in ("whole", "stopped"))
@@ -183,6 +187,7 @@ def test_a_run_is_resumed_in_the_layout_that_its_data_was_read_in(own_scenes, se
     resume(whole.out, silent)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_another_directory(own_scenes, settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = settings("", data="scenes", out="whole", cache="cache")
@@ -197,6 +202,7 @@ def test_a_run_goes_on_from_another_directory(own_scenes, settings, tmp_path, mo
     assert not (tmp_path / "elsewhere" / "cache").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun_with_room", [True, False])
 def test_what_a_run_keeps_on_disk_is_decided_once(settings, tmp_path, monkeypatch, begun_with_room):
     """Features have views of their own: a run that began with them goes on with them, and one without them without."""
@@ -258,6 +264,7 @@ def test_a_run_none_of_whose_checkpoints_reads_back_is_left_as_it_is(settings, t
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("images", "batch", "chunk", "steps"), [(48, 128, 32, 1), (48, 4096, 5, 1), (33, 32, 0, 2), (3, 2, 1, 1)]
 )
@@ -275,6 +282,7 @@ def test_a_profile_ends_where_the_training_would(settings, tmp_path, asked, more
     assert not (tmp_path / "profile").exists()
 
 
+@pytest.mark.slow
 def test_steps_and_chunks_of_unreadable_images_are_counted_and_the_schedule_ends(
     own_scenes, settings, tmp_path, monkeypatch
 ):

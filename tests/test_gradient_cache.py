@@ -86,6 +86,7 @@ def both_ways(step, batches) -> tuple[dict, dict]:
     return full_batch, cached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["self", "late", "cross"])
 def test_in_chunks_with_dropout_the_gradients_are_those_of_the_whole(build, design):
     """In float64 to its last bits; in float32 as near to that as the whole batch's own, the same being dropped out."""

@@ -75,6 +75,7 @@ def assert_adds_up(report: IndexReport) -> None:
 # --- what may be dropped ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_drive_that_is_not_mounted_empties_no_index(run, source, tmp_path, capsys):
     index = tmp_path / "index"
     build_index(run, source, index)
@@ -422,6 +423,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_index_as_it_was(run, source, small_disk, capsys):
     disk = small_disk("20m")
     index = disk / "index"
@@ -454,6 +456,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(run, source, small_disk, capsys)
 # --- one file, many names --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_file_under_many_names_is_one_row_with_all_captions(run, tmp_path):
     data, index = tmp_path / "data", tmp_path / "index"
     for number in range(3):
@@ -536,6 +539,7 @@ def test_captions_go_with_their_image(run, source, tmp_path):
 # --- what is told ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_numbers_add_up_whatever_happens_to_the_folder(run, tmp_path):
     """Files come, go, are replaced, moved, copied, linked and damaged: the index holds what is there, or lists it."""
     source, index, rng = tmp_path / "pictures", tmp_path / "index", random.Random(5)

@@ -163,6 +163,7 @@ def test_what_is_drawn_after_it_is_drawn_as_without_it(settings, runs, monkeypat
 # --- what is frozen came from there ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_stays_as_it_was_drawn_at_random(settings, runs):
     """Heads, late interaction and fusion, in any combination: trained, or what the other run has, or refused."""
     layers = [[], ["image_head.*"], ["late.*", "text_head.*"], ["*.position", "fusion.blocks*"], ["late.log_scale"]]
@@ -208,6 +209,7 @@ def chosen_otherwise(run: Path) -> None:
     (run / "results.json").write_text(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_what_a_run_is_not_out_of_sample_for_stays_told_whatever_became_of_its_init(
     settings, runs, tmp_path, monkeypatch
 ):
@@ -244,6 +246,7 @@ def test_a_run_of_an_earlier_version_whose_init_is_gone_says_that_it_does_not_kn
     assert "whether its epoch was chosen by these images is unknown" in resume(stopped.out, silent)["chosen"]["figures"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_no_init_and_a_model_saved_alone_is(settings, tiny_model, tmp_path, monkeypatch):
     stopped = settings("stopped", epochs=2)
     cut_off(stopped, monkeypatch)
@@ -268,6 +271,7 @@ def swapped(data: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_init_that_was_trained_on_the_dev_images_is_told_through_others_and_when_it_is_gone(
     settings, scenes_folder, tmp_path
 ):
@@ -289,6 +293,7 @@ def test_an_init_that_was_trained_on_the_dev_images_is_told_through_others_and_w
 # --- an unfinished run ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_figures_and_audits_of_an_unfinished_run_say_that_it_is(split, settings, runs, monkeypatch, capsys):
     stopped = settings(f"unfinished {split}", epochs=2)

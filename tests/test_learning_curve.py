@@ -199,6 +199,7 @@ def test_finished_trainings_are_used_again(run, monkeypatch):
     assert learning_curve(run).to_dict() == before
 
 
+@pytest.mark.slow
 def test_a_curve_that_was_stopped_is_resumed_and_ends_as_an_undisturbed_one(run, settings, monkeypatch):
     from clipvisionalign.training.trainer import Trainer
 
@@ -225,6 +226,7 @@ def test_a_curve_that_was_stopped_is_resumed_and_ends_as_an_undisturbed_one(run,
     assert [point.rsum.value for point in resumed.points] == [point["rsum"]["value"] for point in undisturbed["points"]]
 
 
+@pytest.mark.slow
 def test_pair_scores_and_another_start_are_part_of_the_curve(run, settings):
     config = settings("late", "late", init=str(run), freeze="both")
     train(config)
@@ -281,6 +283,7 @@ def test_stages_are_longer_where_the_images_are_fewer(run, tmp_path):
         check_settings(training)
 
 
+@pytest.mark.slow
 def test_trainings_of_a_run_in_stages_count_their_own_steps_and_keep_its_rates(run, settings, capsys):
     """An eighth of the images, in whole epochs of a stage, is not trained in exactly the steps of the run."""
     config = settings("staged", stages="heads:1,all:1@0.00012345678", epochs=6, freeze="image", batch=36)

@@ -130,6 +130,7 @@ def test_no_two_columns_become_one():
     assert (new_names["width"], new_names["id"]) == ("meta_width", "meta_id_2")
 
 
+@pytest.mark.slow
 def test_filters_find_everything_as_it_is_written(tmp_path, tiny_model, image_folder, capsys):
     Aligner(tiny_model()).save(tmp_path / "run")
     table = written(tmp_path / "told.csv", [
@@ -242,6 +243,7 @@ def test_the_column_of_paths_is_the_one_that_names_images(image_folder, tmp_path
     assert metadata.values["p1.png"] == {"image": "no", "year": 2}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(tables())
 def test_any_table_is_read_or_refused_in_words(tmp_path_factory, table: Table):

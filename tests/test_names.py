@@ -103,6 +103,7 @@ def test_no_name_is_one_that_the_field_has_a_word_for(folder: str):
     assert not complaints, "\n".join(complaints)
 
 
+@pytest.mark.slow
 def test_every_exception_is_still_needed_and_has_its_reason():
     needed = {
         f"{path.stem}:{name}"

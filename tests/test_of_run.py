@@ -71,6 +71,7 @@ def record(data: Path, **more):
     return {**read, "as_read": as_read, "dev": {"images": len(dataset.split("dev"))}, **more}
 
 
+@pytest.mark.slow
 def test_every_command_reads_a_run_s_data_as_the_run_did(run, tmp_path, capsys, monkeypatch):
     count = json.loads((run / "data.json").read_text())["dev"]["images"]
     data = read_data_of_run(run, split="dev")

@@ -47,6 +47,7 @@ def test_a_sharded_checkpoint_that_one_process_cannot_write_is_none_on_all(tmp_p
     assert load_last_checkpoint(tmp_path, said.append)["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_where_one_process_cannot_write_a_checkpoint(tmp_path, settings):
     said = run(2, "trouble", settings("run", epochs=2, train_images=48, shard=True), tmp_path / "said")
     message = (
@@ -70,6 +71,7 @@ def test_an_image_that_one_process_misses_ends_the_run_on_both(tmp_path, setting
         assert gone.name in last
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_from_an_epoch_without_a_step(tmp_path, settings):
     given = settings("run", epochs=2, train_images=32, shard=True)
     run(2, "stop", {**given, "after": 2, "none": 2}, tmp_path / "said")

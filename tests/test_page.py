@@ -142,6 +142,7 @@ def test_tables_sort_by_keyboard(opened):
     assert names.all_inner_texts() == ["self", "late"]
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_used_is_reached_by_the_tab_key(opened):
     page, _ = opened
     page.keyboard.press("Tab")
@@ -164,6 +165,7 @@ def test_the_file_stands_alone(page_file):
     assert "@import" not in text
 
 
+@pytest.mark.slow
 def test_it_prints(browser, page_file):
     # In a process of its own: this one's browser holds Playwright already.
     Forked(command, "report", str(page_file.parent), "--pdf", out=page_file.with_suffix(".txt")).ended()

@@ -287,6 +287,7 @@ sys.exit(main(["explain", sys.argv[2], sys.argv[3], "a dog"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("package", "family"), [("open_clip", "oc_vit"), ("sentencepiece", "siglip")])
 def test_a_package_that_is_not_installed_is_named(package, family, whole, tmp_path):
     folder = tmp_path / "model"

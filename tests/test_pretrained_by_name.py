@@ -116,6 +116,7 @@ def test_each_family_by_name(family, hub, publisher, tmp_path, monkeypatch):
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_commands_take_a_name_and_keep_its_commit(hub, publisher, scenes_folder, tmp_path, capsys):
     """evaluate, audit, index, search and train by the name; the branch moves on, and what was made stays with its commit."""
     name = publisher.publish("clip", "someone/commands")

@@ -58,6 +58,7 @@ def tuned(folder: Path, out: Path, **settings) -> Aligner:
     return load_aligner(out, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tuned_model_is_the_same_in_its_library(folders, tmp_path, family):
     run = tuned(folders(family), tmp_path / "run")
@@ -92,6 +93,7 @@ def test_a_model_is_saved_again_over_itself(folders, tmp_path):
     assert (tmp_path / "run" / "pretrained" / "hf_text_config" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_adapters_are_merged(folders, tmp_path):
     aligner = Aligner(AlignerConfig(pretrained=str(folders("clip"))))
     plain = aligner.encode_captions(list(CAPTIONS))
@@ -114,6 +116,7 @@ def test_adapters_are_merged(folders, tmp_path):
     torch.testing.assert_close(vectors, merged.encode_images(images), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_publisher_s_half_precision_does_not_round_what_was_tuned(folders, tmp_path):
     half = Path(shutil.copytree(folders("clip"), tmp_path / "half"))
     weights = {name: tensor.half() for name, tensor in load_file(half / "model.safetensors").items()}
@@ -129,6 +132,7 @@ def test_a_publisher_s_half_precision_does_not_round_what_was_tuned(folders, tmp
     )
 
 
+@pytest.mark.slow
 def test_captions_are_cut_where_the_run_cuts_them(folders, tmp_path):
     run = tuned(folders("clip"), tmp_path / "run", text_tower=TextTowerConfig(max_tokens=9))
     export_library_layout(tmp_path / "run", tmp_path / "out", "transformers")
@@ -141,6 +145,7 @@ def test_captions_are_cut_where_the_run_cuts_them(folders, tmp_path):
         export_library_layout(tmp_path / "padded", tmp_path / "no", "transformers")
 
 
+@pytest.mark.slow
 def test_positions_for_longer_captions_are_kept(folders, tmp_path):
     run = tuned(folders("clip"), tmp_path / "run", positions="stretched")
     export_library_layout(tmp_path / "run", tmp_path / "out", "transformers")
@@ -161,6 +166,7 @@ def refused(capsys, *arguments):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_what_a_layout_has_no_place_for_is_refused_in_one_line(folders, tmp_path, capsys, tiny_model):
     for design in ("late", "cross"):
         tuned(folders("clip"), tmp_path / design, design=design)
@@ -215,6 +221,7 @@ def test_the_command_writes_what_the_function_does_and_records_the_model_it_star
     assert not any(str(tmp_path) in file.read_text() for file in (tmp_path / "out").glob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "naflex"])
 def test_as_onnx_it_encodes_as_it_does(folders, tmp_path, family):
     aligner = load_aligner(folders(family), "cpu")
@@ -229,6 +236,7 @@ def test_as_onnx_it_encodes_as_it_does(folders, tmp_path, family):
     np.testing.assert_allclose(exported.encode_images(images), aligner.encode_images(images), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_program_in_an_export_s_readme_encodes_as_it_does(folders, tmp_path):
     images = drawn_images(4)
     for number, image in enumerate(images):
@@ -276,6 +284,7 @@ def test_siglip_s_captions_have_the_same_tokens_in_tokenizer_json(folders, tmp_p
     assert different == []
 
 
+@pytest.mark.slow
 def test_a_tuned_pair_scorer_as_onnx(folders, tmp_path):
     run = tuned(folders("siglip2"), tmp_path / "run", design="cross")
     export_onnx(tmp_path / "run", tmp_path / "onnx")
@@ -311,6 +320,7 @@ def test_a_card_names_the_model_it_started_from_and_what_that_was_trained_on(fol
     assert torch.equal(reopened.encode_captions(list(CAPTIONS)), run.encode_captions(list(CAPTIONS)))
 
 
+@pytest.mark.slow
 def test_figures_and_audits_tell_what_a_model_was_pretrained_on(folders, tmp_path, scenes_folder, capsys):
     named = Path(shutil.copytree(folders("clip"), tmp_path / "named"))
     settings = json.loads((named / "config.json").read_text())
@@ -326,6 +336,7 @@ def test_figures_and_audits_tell_what_a_model_was_pretrained_on(folders, tmp_pat
     assert json.loads(capsys.readouterr().out)["pretraining"]["known"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip2", "oc_vit", "oc_hf"])
 def test_tokens_are_counted_without_the_model(folders, tmp_path, family):
     aligner, captions = tuned(folders(family), tmp_path / "run"), [*CAPTIONS, *captions_of_every_length()]
@@ -357,6 +368,7 @@ def test_vectors_are_written_and_measured(folders, tmp_path, scenes_folder, caps
     assert "token" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_text_tower_of_an_index_encodes_as_it_does(folders, tmp_path, family):
     aligner = load_aligner(folders(family), "cpu", packed=False)

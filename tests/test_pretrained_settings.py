@@ -77,6 +77,7 @@ def test_a_run_is_repeated_from_its_own_settings(tuned, tmp_path, capsys):
     assert not [name for name in first if not torch.equal(first[name], again[name])]
 
 
+@pytest.mark.slow
 def test_a_run_that_records_defaults_of_before_is_the_same_run(tuned, tmp_path, capsys):
     """Its width of 256 and its 128 tokens were nobody's wish."""
     before = as_recorded_before(tuned)
@@ -136,6 +137,7 @@ def test_a_flag_that_the_model_has_its_own_of_is_refused_at_its_default_too(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "own", "stretched", "repeated"), [(None, 77, 248, 4096), (128, 77, 128, 128), (20,) * 4]
 )
@@ -277,6 +279,7 @@ def test_a_pretrained_model_has_no_figures_for_a_card(folders, tmp_path, capsys)
     assert "measure it first: clipvisionalign train DATA --model.pretrained" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_transformers_prints_nothing_of_its_own(folders, tmp_path):
     """In a process of its own: what it prints, it prints once."""
     import subprocess
@@ -290,6 +293,7 @@ def test_transformers_prints_nothing_of_its_own(folders, tmp_path):
     assert not done.stdout
 
 
+@pytest.mark.slow
 def test_an_export_knows_the_images_that_it_was_trained_on(tuned, folders, scenes_folder, tmp_path, capsys):
     """Of the run and of the one before it; and whoever may read a new file may read the weights."""
     train(settings(scenes_folder, tmp_path / "again", folders("clip"), init=str(tuned)))

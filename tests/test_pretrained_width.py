@@ -89,6 +89,7 @@ def test_a_narrower_space_is_the_projection_of_the_models_own(family, folders, t
         assert narrow.parameter_count() < alone.parameter_count()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip", "oc_vit", "oc_hf"])
 @pytest.mark.parametrize("design", ["late", "cross"])
 def test_designs_on_top_rank_as_the_narrow_space_itself(family, design, folders, tmp_path):
@@ -137,6 +138,7 @@ def test_a_wider_space_is_refused_by_the_config_alone(folders, family, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_records_what_its_space_keeps(folders, tmp_path, scenes_folder, caplog):
     """And ranks before its first step as near to the model's own as its directions allow."""
     model = {"width": 12}
@@ -166,6 +168,7 @@ def test_a_run_records_what_its_space_keeps(folders, tmp_path, scenes_folder, ca
     assert moved(first) < moved(plain)
 
 
+@pytest.mark.slow
 def test_a_stream_brings_its_directions_as_its_images_do(folders, tmp_path, scenes_folder):
     pytest.importorskip("webdataset")
     from clipvisionalign.data.formats import read_captioned_images
@@ -180,6 +183,7 @@ def test_a_stream_brings_its_directions_as_its_images_do(folders, tmp_path, scen
     assert torch.allclose(table, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_narrow_run_is_tuned_resumed_and_started_from(folders, tmp_path, scenes_folder):
     model = {"width": 12, "design": "late"}
     more = {"model": model, "freeze": "none", "steps": 2}
@@ -195,6 +199,7 @@ def test_a_narrow_run_is_tuned_resumed_and_started_from(folders, tmp_path, scene
         train(settings(scenes_folder, tmp_path / "wider", folders("clip"), **wider))
 
 
+@pytest.mark.slow
 def test_a_narrow_run_that_is_stopped_ends_as_one_that_is_not(folders, tmp_path, scenes_folder):
     """With all that it trains beside: SigLIP's bias, layers behind its towers, a late interaction, in chunks."""
 
@@ -217,6 +222,7 @@ def test_a_narrow_run_that_is_stopped_ends_as_one_that_is_not(folders, tmp_path,
     assert not [name for name in expected if not torch.equal(expected[name], state[name])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "naflex"])
 def test_a_narrow_model_is_exported_where_its_layout_has_a_place_for_it(family, folders, tmp_path):
     alone = Aligner(AlignerConfig(pretrained=str(folders(family)))).eval()

@@ -159,6 +159,7 @@ def test_a_sharded_checkpoint_goes_on_in_one_process_and_in_two(tmp_path, settin
     assert_same_curve(curve(tmp_path / "alone"), expected)
 
 
+@pytest.mark.slow
 def test_a_fusion_trains_and_is_measured_in_two_processes(tmp_path, settings, scenes_folder, tiny_model):
     """Late interaction and fusion have gradients of their own, which no wrapper averages: all processes have the same."""
     run(2, "train", settings("cross", model=asdict(tiny_model("cross")), epochs=2), tmp_path / "said")
@@ -178,6 +179,7 @@ def test_the_others_wait_for_the_first_longer_than_a_collective_may_take(tmp_pat
     assert [(tmp_path / f"found.{number}").read_text() for number in (0, 1)] == ["done", "done"]
 
 
+@pytest.mark.slow
 def test_a_batch_of_three_on_two_processes_takes_the_steps_that_were_planned(tmp_path, settings):
     run(2, "train", settings("three", batch=3, epochs=1, train_images=13), tmp_path / "said")
     results = json.loads((tmp_path / "three" / "results.json").read_text())

@@ -596,6 +596,7 @@ def test_any_table_is_read_row_by_row_or_refused(one_folder, table):
     check_table(table, one_folder / "tables")
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(json_files())
 def test_any_json_is_read_row_by_row_or_refused(one_folder, file):

@@ -454,6 +454,7 @@ ASKED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(ASKED))
 def test_a_call_that_only_asks_changes_nothing(world, monkeypatch, capsys, name):
     """By the commands, with real steps where a dry run takes some: also of fewer images than those take."""

@@ -57,6 +57,7 @@ def hashes(files: dict[str, str]) -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in files.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPORTS)
 def test_files_of_a_report_are_the_same_as_before(name: str, tmp_path: Path):
     assert hashes(report_files(REPORTS[name], tmp_path)) == json.loads(EXPECTED.read_text())[name]

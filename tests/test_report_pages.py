@@ -50,6 +50,7 @@ OUTSIDE = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpu", "one seed", "two images", "refused", "equal"])
 def test_nothing_runs_out_of_the_page(browser, kind, tmp_path: Path):
     report = report_of(kind)

@@ -29,6 +29,7 @@ def test_the_published_schema_is_the_one_of_the_code():
     assert PUBLISHED.read_text() == json_schema()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPORTS)
 def test_earlier_reports_are_read_and_written_unchanged(name: str, tmp_path: Path):
     document = read_report(REPORTS[name])

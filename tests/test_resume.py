@@ -69,6 +69,7 @@ def begin(config: RunConfig) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, undisturbed, scenes_folder, tiny_model):
     run = begin(settings(scenes_folder, tmp_path / "run", tiny_model("cross"), cache=str(undisturbed.parent / "cache")))
     rng = random.Random(0)
@@ -93,6 +94,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights(tmp_path, undist
     assert not (run / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_finishes_its_step_and_says_how_to_go_on(tmp_path, undisturbed, scenes_folder, tiny_model):
     run = begin(settings(scenes_folder, tmp_path / "run", tiny_model("cross"), cache=str(undisturbed.parent / "cache")))
     process = start(run)
@@ -196,6 +198,7 @@ def test_a_step_that_is_written_again_has_a_checkpoint_at_every_moment(tmp_path,
     assert values() == [2.0, 3.0]
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_before_its_first_checkpoint_can_be_resumed(
     tmp_path, undisturbed, scenes_folder, tiny_model, monkeypatch
 ):

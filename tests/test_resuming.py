@@ -129,6 +129,7 @@ def test_of_a_stream_within_an_epoch_all_readers_are_as_before(processes, worker
     assert sum(local_batch_size(42, 6, step) for step in range(6)) == 42
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [2, 5])
 def test_epochs_that_are_dealt_in_other_steps_are_all_gone_through(settings, monkeypatch, other):
     """As on more, or fewer, processes from an epoch's end on."""
@@ -212,6 +213,7 @@ def test_what_was_killed_before_its_first_step_is_no_run_that_is_there_already(s
     assert train(replace(config, batch=24), silent)["steps"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "before"), [("_clear_run_folder", 1), ("write_json", 1), ("write_json", 2)])
 def test_a_run_that_replaces_another_is_the_one_that_is_resumed(settings, tmp_path, monkeypatch, what, before):
     config = settings("replaced", out=str(tmp_path / "run"), epochs=1)
@@ -263,6 +265,7 @@ def holds(path: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(settings, tmp_path, monkeypatch):
     config = settings("held", out=str(tmp_path / "run"))
     cut_off(config, monkeypatch)

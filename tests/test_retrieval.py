@@ -267,6 +267,7 @@ def test_what_does_not_fit_is_named(change, message):
         retrieval_metrics(a, b, owners)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_gallery_times_queries():
     """6,000 x 30,000 scores would take 1.4 GB in float64; the ranks take a fraction of that."""
     program = """

@@ -92,6 +92,7 @@ def test_vectors_are_those_of_the_aligner(tiny_runs, folder, tmp_path):
     assert_as_exact(np.array([rows[path]["vector"] for path in paths]), aligner.encode_images(files), exact, size=1.0)
 
 
+@pytest.mark.slow
 def test_made_again_it_does_only_what_changed(tiny_runs, folder, tmp_path):
     index = tmp_path / "index"
     first = build_index(tiny_runs["self"], folder, index)
@@ -262,6 +263,7 @@ def test_captions_of_a_data_set_are_found_by_an_image(tiny_runs, scenes_folder, 
     assert main(["search", str(index), "--like", str(image), "--captions", "--paths"]) == 1
 
 
+@pytest.mark.slow
 def test_metadata_becomes_columns_to_filter_by(tiny_runs, folder, tmp_path):
     index, table_path = tmp_path / "index", tmp_path / "told.csv"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
@@ -324,6 +326,7 @@ def bucket(monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_images_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket, user_cache, monkeypatch):
     import s3fs
 
@@ -440,6 +443,7 @@ def test_a_caption_is_tokenised_and_encoded_once_re_ranking_included(indexed, mo
     assert (tokenized[2:], sum(encoded_counts)) == (["a red circle", "blue"], 4)
 
 
+@pytest.mark.slow
 def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path):
     source, index = tmp_path / "many", tmp_path / "index"
     source.mkdir()

@@ -767,6 +767,7 @@ def test_the_interface_is_described_and_tried(page, service):
     until(page, "document.querySelector('.responses-table .response .microlight')?.textContent.includes('pictures')")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], indirect=True)
 def test_axe_finds_no_fault_and_it_fits(page):
     from axe_playwright_python.sync_playwright import Axe

@@ -132,6 +132,7 @@ def test_the_trainer_alone_does_not_pass_stages_over(settings):
 # --- a run in stages is what its stages are by hand ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("design", "stages", "more"),
     [
@@ -172,6 +173,7 @@ def test_a_run_in_stages_is_what_its_stages_are_by_hand(design, stages, more, se
     assert load_aligner(config.out, "cpu").encode_captions(["a circle"]).shape == (1, 32)
 
 
+@pytest.mark.slow
 def test_its_settings_repeat_it_and_it_is_finished(settings, tmp_path):
     config = settings("repeated", stages="heads:1,all:1@1e-3", image_lr=1e-3)
     results = train(config, silent)
@@ -191,6 +193,7 @@ def test_its_settings_repeat_it_and_it_is_finished(settings, tmp_path):
         assert any(not torch.equal(first[name], last[name]) for name in first if name.startswith(part))
 
 
+@pytest.mark.slow
 def test_features_of_frozen_towers_are_read_and_not_computed(settings, monkeypatch):
     calls = []
     real = trainer.forward_backward
@@ -207,6 +210,7 @@ def test_features_of_frozen_towers_are_read_and_not_computed(settings, monkeypat
 # --- stopped anywhere, it ends as the undisturbed one ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("design", "stages", "before", "more"),
     [
@@ -232,6 +236,7 @@ def test_stopped_anywhere_it_ends_as_the_undisturbed_one(design, stages, before,
         assert recorded["stages"] == stages
 
 
+@pytest.mark.slow
 def test_stopped_twice_in_two_stages_and_before_the_first_step(settings, monkeypatch):
     undisturbed = settings("once", stages="heads:2,all:2")
     train(undisturbed, silent)
@@ -249,6 +254,7 @@ def test_stopped_twice_in_two_stages_and_before_the_first_step(settings, monkeyp
     assert same(config.out, undisturbed.out)
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_names_the_run_to_resume(settings, monkeypatch, caplog):
     config = settings("interrupted", stages="heads:2,all:1")
     with monkeypatch.context() as patched:
@@ -263,6 +269,7 @@ def test_an_interrupted_stage_names_the_run_to_resume(settings, monkeypatch, cap
     assert same(config.out, undisturbed.out)
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_in_either_stage_end_as_undisturbed(tiny_settings, tmp_path):
     """With a distillation, whose start is encoded by both, in the second stage from another model than the stage's."""
     settings = tiny_settings("self", train_images=24, trackers="", cache="off")
@@ -291,6 +298,7 @@ def test_two_processes_stopped_in_either_stage_end_as_undisturbed(tiny_settings,
     assert one[-1]["train_distillation"] == pytest.approx(two[-1]["train_distillation"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_other_stages_are_refused_when_it_is_resumed(settings, monkeypatch):
     config = settings("edited", stages="heads:1,all:2")
     cut_off_before(config, 4, monkeypatch)
@@ -314,6 +322,7 @@ def refuse(setup) -> None:
 # --- one that takes another's place ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_stays_until_the_first_stage_of_another_begins(settings, monkeypatch):
     config = settings("replaced", stages="heads:1,all:1")
     train(config, silent)
@@ -343,6 +352,7 @@ def test_a_run_stays_until_the_first_stage_of_another_begins(settings, monkeypat
 # --- what it starts from ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dev_split_that_chose_the_run_it_starts_from_is_told_and_no_stage_is(settings, tmp_path):
     first = settings("chooses", epochs=3)
     train(first, silent)
@@ -363,6 +373,7 @@ def figures_before_the_first_step(run: str | Path) -> dict:
     return {"rsum": first["dev"]["rsum"]}
 
 
+@pytest.mark.slow
 def test_the_start_of_a_run_is_what_its_first_stage_starts_from(settings, monkeypatch):
     first = settings("start", epochs=1)
     train(first, silent)
@@ -400,6 +411,7 @@ def test_rates_that_destroy_are_told_by_the_start_of_the_run_and_of_the_stage():
     assert bar([400.0, None, None], [392.0, None, None]) == [392.0, None, None]
 
 
+@pytest.mark.slow
 def test_stages_of_a_pretrained_model_in_a_narrower_space_with_a_distillation(settings, tmp_path):
     folder = make_pretrained("clip", tmp_path / "clip")
     config = replace(
@@ -438,6 +450,7 @@ def _model(plan: Plan) -> dict:
     return {"model": {**plan.settings["model"], "design": "self"}}
 
 
+@pytest.mark.slow
 def test_a_plan_has_variants_in_stages(plan, tmp_path, monkeypatch):
     plan = staged_plan(plan)
     check_plan(plan)

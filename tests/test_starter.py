@@ -158,6 +158,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "run", folder / "adapters"
 
 
+@pytest.mark.slow
 def test_an_export_as_adapters_is_the_same_model(adapted: tuple[Path, Path]):
     run, folder = adapted
     (file,) = model_files(folder)
@@ -237,6 +238,7 @@ def test_the_name_is_the_installed_model_unless_a_run_of_that_name_is_here(tiny_
     assert resolve_model("starter") == str(Path("starter").resolve())
 
 
+@pytest.mark.slow
 def test_every_command_that_takes_a_run_takes_the_name(tiny_starter, scenes_folder, tmp_path, capsys):
     data, image = str(scenes_folder), str(next((scenes_folder / "images").glob("*.png")))
     assert main(["evaluate", "starter", "--data", data, "--json"]) == 0
@@ -288,6 +290,7 @@ def images(tmp_path: Path, scenes_folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_is_indexed_without_a_run_and_the_index_keeps_its_model(tiny_starter, tiny_runs, images, capsys):
     pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
     assert main(["index", str(images), "--out", "index"]) == 0
@@ -330,6 +333,7 @@ def test_what_is_no_folder_of_images_is_refused_with_the_way_out(tiny_starter, t
     assert not Path("index").exists()
 
 
+@pytest.mark.slow
 def test_a_served_folder_has_one_index_for_each_model(tiny_starter, tiny_runs, images, tmp_path, caplog):
     pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
     from clipvisionalign.search.folder_index import index_folder, is_image_folder

@@ -69,6 +69,7 @@ def test_intervals_hold_95_percent_of_the_time(seeds, images, by_image, by_seed,
     assert seeds > 1 or covered / SIMULATIONS <= 0.965
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_of_one_run_hold_95_percent_of_the_time():
     """Recall of a run whose images are found with a known chance, captions of an image more alike than of others."""
     rng = np.random.default_rng(5)
@@ -84,6 +85,7 @@ def test_bootstrap_intervals_of_one_run_hold_95_percent_of_the_time():
     assert covered / SIMULATIONS == pytest.approx(0.95, abs=0.015)
 
 
+@pytest.mark.slow
 def test_without_a_difference_hardly_any_is_flagged():
     """Four variants that differ by chance alone: at most 5 % of studies flag any of their six differences."""
     rng = np.random.default_rng(11)
@@ -399,6 +401,7 @@ def test_what_was_not_tested_is_told_so_everywhere(report, tmp_path):
     assert "[" not in accuracy.replace("95", "")
 
 
+@pytest.mark.slow
 def test_missing_seeds_and_few_seeds_are_told(report, tmp_path):
     results = report["results"]
     results["variants"]["late"]["seeds"].remove(0)

@@ -78,6 +78,7 @@ def test_a_stream_goes_on_at_any_step(hundred, workers, start):
     assert names(batches, workers=workers, start=start) == uninterrupted[start:]
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_workers_share_a_stream_and_the_rest_after_a_stop(hundred, tmp_path):
     """The second half is read by fresh processes, as after a kill."""
     given = {"data": str(hundred), "out": str(tmp_path / "names")}
@@ -178,6 +179,7 @@ def test_a_saved_hugging_face_data_set_is_a_stream(tmp_path, scenes_folder):
     assert sorted(read_stream_split(str(tmp_path / "saved"), "dev").captions) == sorted(data.split("dev").captions)
 
 
+@pytest.mark.slow
 def test_parquet_files_are_a_stream(tmp_path, scenes_folder):
     import datasets
 
@@ -204,6 +206,7 @@ def test_parquet_files_are_a_stream(tmp_path, scenes_folder):
     assert first != sorted(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [0, 6])
 def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder, tiny_model, chunk):
     from safetensors.torch import load_file
@@ -242,6 +245,7 @@ def test_a_run_on_shards_goes_on_as_the_undisturbed_one(tmp_path, scenes_folder,
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_what_a_stream_counted_before_a_stop_counts_after_it(tmp_path, scenes_folder, tiny_model):
     """Captions that were cut, samples that were bad, and the limit on these."""
     from test_going_on import cut_off

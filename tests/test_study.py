@@ -101,6 +101,7 @@ def test_every_table_of_recall_tells_chance(study, report):
     assert all("chance" in bar for bar in (report["what_it_would_have_looked_like"] or {"bars": []})["bars"])
 
 
+@pytest.mark.slow
 def test_a_finished_study_trains_nothing_again(study, plan, report):
 
     def stamps() -> dict[Path, int]:
@@ -359,6 +360,7 @@ def test_two_studies_side_by_side(study, tmp_path, capsys):
     assert "two studies" in (tmp_path / "both.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_is_written_anew_from_its_figures(study, capsys):
     before = (study / "report.html").read_text()
     (study / "report.html").unlink()
@@ -461,6 +463,7 @@ def edit_captions(folder: Path, split: str) -> None:
         csv.writer(file).writerows(rows)
 
 
+@pytest.mark.slow
 def test_figures_of_other_captions_are_not_used_again(plan, scenes_folder, tmp_path, monkeypatch):
     import shutil
 

@@ -253,6 +253,7 @@ def test_a_fingerprint_that_is_kept_is_that_of_the_files(tmp_path, tiny_model, m
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_written_once_for_an_aligner(tmp_path, scenes_folder, tiny_model, monkeypatch):
     monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
     Aligner(tiny_model()).save(tmp_path / "run")
@@ -344,6 +345,7 @@ def test_the_cache_keeps_those_that_were_used_last(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tower-2", "tower-3"]
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_pytorch_on_other_processors(world):
     """PyTorch with the kernels of old processors, against the same text tower."""
     script = (

@@ -74,6 +74,7 @@ def test_of_very_many_images_the_bytes_alone_are_kept(tmp_path, monkeypatch):
     assert TrainedOnImages.load(tmp_path / TRAINED_ON_FILE).matches(rows(image(1))) == []
 
 
+@pytest.mark.slow
 def test_a_gallery_of_another_data_set_with_training_images_is_told(tiny_runs, scenes_folder, tmp_path, capsys):
     run, data = str(tiny_runs["self"]), read_captioned_images(scenes_folder)
     # Another layout, other names, other captions; two images as they are, one saved again.
@@ -121,6 +122,7 @@ def settings(scenes_folder, tiny_model, tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_is_evaluated_and_audited_as_its_own_line_says(tmp_path, scenes_folder, settings, capsys):
     write_shards(read_captioned_images(scenes_folder), tmp_path / "shards", per_shard=30)
     run = str(tmp_path / "run")

@@ -42,6 +42,7 @@ class Recorded(Callback):
         self.checkpoints.append(step)
 
 
+@pytest.mark.slow
 def test_callbacks_are_called_and_change_nothing(settings):
     recorded, lines = Recorded(), []
     results = train(settings("with"), lines.append, callbacks=[recorded])
@@ -125,6 +126,7 @@ def test_a_parameter_without_a_gradient_has_no_state_once_it_is_loaded():
     assert loaded.param_groups[1]["lr"] == 0.1
 
 
+@pytest.mark.slow
 def test_the_package_offers_training_without_loading_torch_at_once():
     program = (
         "import sys, clipvisionalign; assert 'torch' not in sys.modules; print(clipvisionalign.RunConfig.__name__)"

@@ -274,6 +274,7 @@ def test_run_folder_is_complete_and_its_figures_are_its_models(design, tiny_runs
     assert about["dev"]["fingerprint"] == part.fingerprint()
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_a_second_time(tmp_path, scenes_folder, tiny_model, tiny_runs):
     config = RunConfig(
         data=str(scenes_folder), out=str(tmp_path / "again"), model=tiny_model("self"), epochs=2, batch=16,
@@ -286,6 +287,7 @@ def test_a_run_is_the_same_a_second_time(tmp_path, scenes_folder, tiny_model, ti
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_frozen_towers_stay_and_trained_ones_move(tmp_path, scenes_folder, tiny_model):
     kept = {}
     for freeze in ("image", "text", "both", "none"):
@@ -343,6 +345,7 @@ def test_moving_average_remembers_a_short_run():
     assert 0.9 < average.model().weight.item() < 1
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another(tmp_path, scenes_folder, tiny_model, tiny_runs):
     """With learning rates of zero nothing but what the first run lacks is new."""
 

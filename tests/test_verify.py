@@ -47,6 +47,7 @@ def failed(study: Path, with_models: bool = False) -> list[str]:
     return [f"{part.part}: {part.detail}" for part in verify_report(study, with_models) if part.state == "fails"]
 
 
+@pytest.mark.slow
 def test_a_true_report_holds(copy, capsys):
     parts = verify_report(copy)
     assert [part for part in parts if part.state == "fails"] == []
@@ -189,6 +190,7 @@ def test_another_model_and_another_data_set_are_found(copy, study, tmp_path):
     assert "is not there: put it back" in part.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["cross"])
 def test_ranks_that_were_changed_together_with_all_figures_are_found_by_the_models(copy, variant):
     """Whoever changes the ranks of a run and all that follows from them passes until its model is asked."""

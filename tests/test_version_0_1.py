@@ -81,6 +81,7 @@ def test_a_report_gives_the_tables_that_it_had(folder: Path):
     assert rows(tables["differences"]) == rows((folder / "study" / "tables" / "differences.md").read_text())
 
 
+@pytest.mark.slow
 def test_a_report_alone_is_printed_and_becomes_a_page(folder: Path, capsys):
     assert main(["report", "study/report.json"]) == 0
     printed = capsys.readouterr().out

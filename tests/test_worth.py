@@ -193,6 +193,7 @@ def tuned(tmp_path_factory, scenes_folder) -> Any:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_worth_measures_run_base_and_blend_and_keeps_its_answer(tuned, tmp_path, capsys):
     other = write_scenes(tmp_path / "other", 60, seed=9, size=64)
     flags = ["--foreign", str(other), "--alphas", "0.5", "--quiet"]
@@ -230,6 +231,7 @@ def test_worth_measures_run_base_and_blend_and_keeps_its_answer(tuned, tmp_path,
     assert f"chance: {100 * block['run']['chance']['top_1']:.1f} %" in printed
 
 
+@pytest.mark.slow
 def test_worth_can_say_what_twice_the_captions_would_bring(tuned, tmp_path, capsys):
     flags = ["--no-blend", "--curve", "--out", str(tmp_path / "worth.json"), "--quiet"]
     assert main(["worth", str(tuned), *flags]) == 0
@@ -247,6 +249,7 @@ def test_worth_can_say_what_twice_the_captions_would_bring(tuned, tmp_path, caps
     assert {"learning_curve/start/images", "learning_curve/points/3/images"} <= cited
 
 
+@pytest.mark.slow
 def test_a_base_of_another_architecture_is_compared_where_nothing_is_between(tuned, scenes_folder, tmp_path, capsys):
     clip = str(tuned.parent / "clip")
     model = AlignerConfig(pretrained=clip, width=16)
@@ -274,6 +277,7 @@ def answered(capsys, run: Path, tmp_path: Path, *flags: str) -> dict[str, Any]:
     return document
 
 
+@pytest.mark.slow
 def test_the_own_data_are_recognised_wherever_they_are_and_others_are_not_taken_for_them(tuned, tmp_path, capsys):
     own = Path(json.loads((tuned / "data.json").read_text())["source"])
     moved = shutil.copytree(own, tmp_path / "moved")
@@ -288,6 +292,7 @@ def test_the_own_data_are_recognised_wherever_they_are_and_others_are_not_taken_
         assert all("another data set than it was tuned on" in text for text in texts), texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_images_of_the_run_are_not_taken_for_foreign_ones(tuned, tmp_path, capsys, split):
     """Under other names, with other captions: those that it was trained on, and those that it was chosen by."""
@@ -315,6 +320,7 @@ def test_images_of_the_run_are_not_taken_for_foreign_ones(tuned, tmp_path, capsy
     assert main(["blend", str(tuned), *given]) == 0
 
 
+@pytest.mark.slow
 def test_without_a_choice_no_dev_split_is_needed_and_its_lack_is_told_with_the_way_out(tuned, tmp_path, capsys):
     """The figures are those of a comparison that reads dev as well."""
     other = write_scenes(tmp_path / "other", 60, seed=9, size=64)
@@ -347,6 +353,7 @@ def test_without_a_choice_no_dev_split_is_needed_and_its_lack_is_told_with_the_w
         assert document["galleries"][0][name] == blended["galleries"][0][name]
 
 
+@pytest.mark.slow
 def test_what_a_base_was_tuned_from_is_told(tuned, scenes_folder, tmp_path, capsys):
     """A run of a run of CLIP: the first model is named, with the command that compares with it."""
     clip = str(tuned.parent / "clip")

@@ -26,6 +26,7 @@ def clip(tmp_path_factory) -> Path:
     return make_pretrained("clip", tmp_path_factory.mktemp("models") / "clip")
 
 
+@pytest.mark.slow
 def test_no_epoch_leaves_the_model_and_its_figures_as_they_are(clip, scenes_folder, tmp_path):
     config = RunConfig(data=str(scenes_folder), out=str(tmp_path / "run"), epochs=0, trackers="", precision="float32")
     config.model.pretrained = str(clip)
@@ -52,6 +53,7 @@ def test_settings_that_a_pretrained_model_takes_the_place_of_are_refused(scenes_
         check_settings(RunConfig(data=str(scenes_folder), epochs=0))
 
 
+@pytest.mark.slow
 def test_a_study_over_a_pretrained_model_has_it_as_first_row(clip, scenes_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("clipvisionalign.study.cost_rounds.profile_run", many_processes.Costs(tmp_path))
     monkeypatch.setattr("clipvisionalign.study.flawed_protocols.LEAK_STEPS", 5)
