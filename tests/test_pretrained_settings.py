@@ -259,7 +259,7 @@ def test_chunks_give_the_bias_the_gradient_of_the_whole(folders, scenes_folder, 
 def test_an_estimate_counts_the_cells_that_a_study_will_have(monkeypatch, tmp_path, capsys, folders):
     plan = {"data": "somewhere", "settings": {"model": {"pretrained": str(folders("clip"))}}, "seeds": [0, 1]}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"variants": {"self": {}, "late": {}}}))
-    monkeypatch.setattr("clipvisionalign.study.runner.estimate_study_time", lambda *_: {"training": 60.0})
+    monkeypatch.setattr("clipvisionalign.study.runner.estimate_study_time", lambda *_, **__: {"training": 60.0})
     assert main(["study", str(tmp_path / "plan.yaml"), "--dry-run"]) == 0
     assert "in all, for 6 cells" in capsys.readouterr().out
 

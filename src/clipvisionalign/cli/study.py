@@ -177,12 +177,19 @@ def report(arguments: list[str]) -> int:
     from clipvisionalign.study.report.summary import report_claims
     from clipvisionalign.study.report.tables import print_tables, render_tables
     from clipvisionalign.study.runner import read_study_report
+    from clipvisionalign.study.two_studies import changes_table
 
     check_installed()
     folder = study_folder(args.study)
     if args.compare:
         study_report = read_study_report(folder)
-        tables, settings = compare_reports(study_report, read_report(args.compare))
+        other = read_report(args.compare)
+        tables, settings = compare_reports(study_report, other)
+        changes = changes_table(folder, study_folder(args.compare), (study_report, other))
+        if isinstance(changes, str):
+            settings = [f"rsum: {changes}", *settings]
+        else:
+            tables.insert(1, changes)
         page = Path(args.out or folder / "comparison.html")
         comparison_text = render_comparison(
             f"{study_report['title']}: two studies", (args.study, args.compare), tables, settings

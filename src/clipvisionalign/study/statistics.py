@@ -33,6 +33,7 @@ import numpy as np
 
 from clipvisionalign.retrieval.metrics import MIN_IMAGES, RECALL_AT, SIGNIFICANCE_LEVEL, average_precision, unseen_share
 from clipvisionalign.retrieval.ranks import PositiveRanks
+from clipvisionalign.study.interval_inversion import level_at_zero
 
 #: What is compared between variants, in this order.
 COMPARED_METRICS = ("rsum", *(f"{way} recall_at_{k}" for way in ("image_to_text", "text_to_image") for k in RECALL_AT))
@@ -223,18 +224,7 @@ def p_value(value: float, squares: tuple[float, float, float], seeds: int, image
     Returns:
         At least 2^(1 - N), at most 1.
     """
-    from scipy.optimize import brentq
-
-    def excess(log_level: float) -> float:
-        return abs(value) - float(half_width(squares, seeds, images, np.exp(log_level)))
-
-    # Below 1e-100 the quantiles leave what floating-point numbers hold.
-    min_log_level = max((1 - images) * np.log(2), np.log(1e-100))
-    if not value:
-        return 1.0
-    if excess(min_log_level) >= 0:
-        return float(np.exp(min_log_level))
-    return float(np.exp(brentq(excess, min_log_level, 0.0, xtol=1e-12))) if excess(0.0) > 0 else 1.0
+    return level_at_zero(value, lambda level: float(half_width(squares, seeds, images, level)), images)
 
 
 def t_quantile(degrees_of_freedom: int, level: Any) -> Any:
