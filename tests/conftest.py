@@ -32,8 +32,8 @@ HARDWARE = ("no GPU", "no small disk")
 #: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other. The
 #: first of a test's fixtures counts: what is made from the study stays with it, so that it is carried out once.
 SHARED = ("study", "alone", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub", "world")
-#: Those among them that take a minute: tests that ask for them are run by `make test-slow`.
-SLOW_FIXTURES = ("study", "exported")
+#: What takes a minute to make, or a browser beside the test: tests that ask for it are run by `make test-slow`.
+SLOW_FIXTURES = ("study", "exported", "browser")
 
 
 @pytest.hookimpl(tryfirst=True)

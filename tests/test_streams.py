@@ -56,6 +56,7 @@ def names(batches: StreamedBatches, **more) -> list[list[str]]:
     return [batch.names for batch in batches.epoch(8, 1, 0, **more)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2, 3])
 def test_every_sample_comes_once_an_epoch_and_in_another_order_the_next(hundred, workers):
     stream = open_shards(str(hundred / "train-{000000..000099}.tar"))
@@ -70,6 +71,7 @@ def test_every_sample_comes_once_an_epoch_and_in_another_order_the_next(hundred,
     assert set(other) == set(flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2, 3])
 @pytest.mark.parametrize("start", [1, 17, 93])
 def test_a_stream_goes_on_at_any_step(hundred, workers, start):

@@ -187,7 +187,7 @@ def report(arguments: list[str]) -> int:
         tables, settings = compare_reports(study_report, other)
         changes = changes_table(folder, study_folder(args.compare), (study_report, other))
         if isinstance(changes, str):
-            settings = [f"rsum: {changes}", *settings]
+            tables[0] = replace(tables[0], note=f"{tables[0].note} Changes are {changes}.")
         else:
             tables.insert(1, changes)
         page = Path(args.out or folder / "comparison.html")

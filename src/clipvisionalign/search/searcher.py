@@ -29,6 +29,7 @@ from clipvisionalign.search.terms import Term
 if TYPE_CHECKING:
     from clipvisionalign.models.aligner import Aligner
     from clipvisionalign.search.metadata import ColumnType
+    from clipvisionalign.search.vectors import InMemoryVectors
 
 #: Images or captions, best first.
 Hits = list[Hit] | list[CaptionHit]
@@ -100,6 +101,11 @@ class Searcher:
         assessor = ResultAssessor(str(self.index), calibration, self.tokenizer, nulls, self.table.count_rows)
         self._assessor = written, assessor
         return assessor
+
+    @property
+    def in_memory(self) -> InMemoryVectors | None:
+        """The vectors of an exact index, once several queries have been searched for together; None in shards."""
+        return None if isinstance(self.reader, ShardedReader) else self.reader.in_memory
 
     def tokenizer(self) -> Any:
         """The tokenizer of the model's captions."""
