@@ -22,6 +22,8 @@ from clipvisionalign.study.runner import run_study
 from clipvisionalign.study.seal import plan_hash
 from clipvisionalign.study.verify import verify_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sealed_plan(plan: Plan, scenes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:

@@ -268,6 +268,7 @@ def test_a_shard_that_does_not_answer_is_named_and_nothing_is_promised(pair):
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_updates_change_shards_as_one_index(run, tmp_path):
     folder = fill(tmp_path / "source")
     reports = []
@@ -301,6 +302,7 @@ def test_updates_change_shards_as_one_index(run, tmp_path):
     assert contents(tmp_path / "many") == before
 
 
+@pytest.mark.slow
 def test_a_lost_shard_alone_is_encoded_again(run, tmp_path):
     folder = fill(tmp_path / "source")
     build_index(run, folder, tmp_path / "many", shards=4)
@@ -338,6 +340,7 @@ def index_until(run: Path, folder: Path, out: Path, moment: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_killed_update_of_shards_ends_as_the_undisturbed_one(run, tmp_path):
     folder = fill(tmp_path / "source")
     whole = tmp_path / "whole"
