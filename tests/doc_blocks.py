@@ -118,7 +118,8 @@ def quick(arguments: list[str], folder: Path) -> list[str]:
     # Stages have epochs of their own.
     settings = folder / ("stages.yaml" if "--stages" in arguments else "quick.yaml")
     settings.write_text(SMALL_IMAGES if "--stages" in arguments else ONE_PASS + SMALL_IMAGES)
-    return ["train", "--config", settings.name, *arguments[1:]]
+    # After the data set, which comes first.
+    return [*arguments[:2], "--config", settings.name, *arguments[2:]]
 
 
 def command_in(folder: str, *arguments: str) -> int:

@@ -120,7 +120,7 @@ def parse_judgement(fields: Any, line: str = "") -> Judgement:
         ValueError: A field is missing or of another type.
 
     >>> parse_judgement({"query": "a dog", "relevant": [3, "a/b.jpg"]})
-    Judgement(query=('a dog',), relevant=(3, 'a/b.jpg'), line='', time='', withdrawn=False)
+    Judgement(query=('a dog',), relevant=(3, 'a/b.jpg'), line='', time='', withdrawn=False, contents=())
     """
     before = f"{line}: " if line else ""
     if not isinstance(fields, dict) or not {"query", "relevant"} <= set(fields):
