@@ -32,6 +32,7 @@ NOT_RUN = {
     r"clipvisionalign report study --pdf": "a browser; tests/test_page.py",
     r"clipvisionalign (calibrate|search .* --promise)": "25 images that were not trained on; tests/test_promise.py",
     r"clipvisionalign duplicates index --(not|keep|forget)": "images of a reader's; tests/test_duplicates.py",
+    r"clipvisionalign export runs/self --adapters": "a run of pretrained towers, not of random ones; tests/test_starter.py",
     r"clipvisionalign curve": "three trainings; tests/test_learning_curve.py",
     r"clipvisionalign train .*(--recipe original|resnet50|hf-hub:|allenai/|/models/)": "towers from the hub or a private folder; tests/test_weights_by_name.py",
     r"clipvisionalign train flickr8k --out runs/(self|all)": "77 minutes; tutorials/fine-tune.md runs the same on fewer images",
