@@ -24,7 +24,7 @@ from clipvisionalign.study.power import (
 )
 from clipvisionalign.study.runner import run_study
 from clipvisionalign.study.sequential import SEQUENTIAL_LEVEL, interval_at_look, looks_at, stopped_by
-from clipvisionalign.study.statistics import half_width, mean_squares, pairwise_differences
+from clipvisionalign.study.statistics import estimate, half_width, mean_squares, pairwise_differences
 from clipvisionalign.study.validation import PlanError
 from clipvisionalign.study.verify import verify_report
 
@@ -116,6 +116,17 @@ def test_a_look_needs_three_seeds_and_no_sign_decides_it():
         assert high - value == pytest.approx(value - low)
         assert high - low == pytest.approx(2 * half_width(mean_squares(table), 5, 60, SEQUENTIAL_LEVEL))
     assert stopped_by([], 5.0, 12, 12) == "seeds"
+    # The last one decides: with seeds that were trained at once, those before were never looked at.
+    looks = [{"low": 0.0, "high": 1.0}, {"low": 0.0, "high": 9.0}]
+    assert stopped_by(looks, 5.0, 5, 12) == "not yet"
+    assert stopped_by(looks[::-1], 5.0, 5, 12) == "width"
+
+
+def test_where_no_two_images_differ_a_look_has_the_interval_of_what_was_not_seen():
+    for table in (np.zeros((3, 200)), np.full((3, 200), 6.0)):
+        _, low, high = interval_at_look(table, "rsum")
+        wide = estimate(table, (-600, 600))
+        assert high - low > wide.high - wide.low > 1
 
 
 @pytest.fixture

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.sealed_split import BY_HAND, BY_STUDY, further_looks, read_looks, record_look
+from clipvisionalign.data.sealed_split import (
+    BY_HAND,
+    BY_STUDY,
+    further_looks,
+    image_hashes,
+    read_looks,
+    record_look,
+    record_look_by_hand,
+)
 from clipvisionalign.study.config import Measurements, Plan, Variant
 from clipvisionalign.study.plan_file import plan_text
 from clipvisionalign.study.runner import run_study
@@ -108,10 +117,31 @@ def test_some_of_the_sealed_images_in_another_data_set_are_a_look(copy, scenes_f
     assert [entry["run"] for entry in seal_lines(copy)] == ["self-0", "self-1", "self-1"]
 
 
-def test_a_run_that_is_trained_and_measured_again_is_a_further_look(copy, sealed_plan):
-    shutil.rmtree(copy / "cells" / "self-1")
-    report = run_study(sealed_plan, copy)
-    assert [entry["run"] for entry in report["seal"]["further"]] == ["self-1"]
+def test_another_model_of_a_run_is_a_further_look_and_an_interrupted_one_is_not(copy, sealed_plan):
+    def measured_again() -> dict[str, Any]:
+        (copy / "cells" / "self-1" / "measured.json").unlink()
+        return run_study(sealed_plan, copy)["seal"]
+
+    interrupted = measured_again()
+    assert (len(interrupted["looks"]), interrupted["further"]) == (3, [])
+    path = copy / "cells" / "self-1" / "aligner.safetensors"
+    weights = load_file(path)
+    next(iter(weights.values())).add_(1e-3)
+    save_file(weights, path)
+    assert [entry["run"] for entry in measured_again()["further"]] == ["self-1"]
+
+
+def test_a_run_is_recognised_by_any_path_and_images_by_their_content(copy, scenes_folder, tmp_path, monkeypatch):
+    cell = copy / "cells" / "self-0"
+    (tmp_path / "link").symlink_to(cell)
+    (cell / "stages" / "1").mkdir(parents=True)
+    test = read_captioned_images(scenes_folder).split("test")
+    in_memory = CaptionedImages([replace(row, image=row.image.read_bytes()) for row in test.rows])
+    monkeypatch.chdir(cell / "stages")
+    for count, run in enumerate((tmp_path / "link", cell / "stages" / "1", Path(".."), cell), 1):
+        assert f"further look {count} at it" in record_look_by_hand(run, in_memory if count % 2 else test)
+    assert record_look_by_hand(copy, test) == record_look_by_hand(tmp_path, test) == ""
+    assert len(read_looks(copy)) == 6
 
 
 def test_another_plan_other_data_and_a_study_that_was_begun_are_refused(copy, sealed_plan):
@@ -184,20 +214,18 @@ def test_a_line_that_was_cut_off_is_no_look(copy):
     with (copy / "looks.jsonl").open("a") as file:
         file.write('{"at": "2026')
     assert read_looks(copy) == looks
-    assert record_look(copy, "self-1", BY_STUDY) == 1
+    assert record_look(copy, "self-1", BY_STUDY, "another model") == 1
     assert read_looks(copy)[:2] == looks
     assert further_looks(read_looks(copy)) == read_looks(copy)[2:]
 
 
 def test_looks_of_many_processes_are_all_counted(copy):
-    code = f"from pathlib import Path; from clipvisionalign.data.sealed_split import record_look\nfor _ in range(5): record_look(Path({str(copy)!r}), 'self-0', 'command')"
+    code = f"from pathlib import Path; from clipvisionalign.data.sealed_split import record_look\nfor _ in range(5): record_look(Path({str(copy)!r}), 'self-0', 'command', '')"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
     assert len(read_looks(copy)) == 22
 
 
 def test_the_images_are_recognised_in_any_order(scenes_folder):
-    from clipvisionalign.data.sealed_split import image_hashes
-
     test = read_captioned_images(scenes_folder).split("test")
     assert sorted(image_hashes(test)) == sorted(image_hashes(CaptionedImages(test.rows[::-1])))

@@ -46,7 +46,8 @@ def test_what_the_images_share_does_not_widen_the_interval_and_seeds_do():
     assert change_half_width(a + common, b + common) == pytest.approx(change_half_width(a, b))
     spread = np.array([[-20.0], [0.0], [20.0]])
     assert change_half_width(a + spread, b) > 2 * change_half_width(a, b)
-    # One seed each: the interval of the images, paired.
+    # One seed each: the interval of the images, paired, and no test.
+    assert [each.p_holm for each in compare_tables({"one": a[:1]}, {"one": b + 500})] == [None]
     assert change_half_width(a[:1], b[:1]) == pytest.approx(
         half_width(mean_squares((b - a)[:1]), 1, 200), rel=1e-9
     )  # fmt: skip

@@ -138,7 +138,7 @@ def compare_with_base(request: ComparisonRequest) -> Comparison:
     """
     request.check()
     run, base = request.run, request.base_name()
-    reading = request.source, request.layout, request.identity
+    reading = request.source, request.layout, request.identity, base
     data_sets = read_galleries(run, request.foreign, CHOICE_SPLIT, *reading) if request.chooses else []
     split_sets = [] if request.split == CHOICE_SPLIT else read_galleries(run, request.foreign, request.split, *reading)
     path = WeightPath(run, base, request.device, ends_alone=not request.alphas and request.alpha is None)

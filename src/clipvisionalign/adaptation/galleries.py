@@ -146,7 +146,13 @@ class Gallery:
 
 
 def read_galleries(
-    run: str, foreign: list[str], split: str, source: str = "", layout: str = "auto", identity: str | None = None
+    run: str,
+    foreign: list[str],
+    split: str,
+    source: str = "",
+    layout: str = "auto",
+    identity: str | None = None,
+    base: str = "",
 ) -> list[CaptionedImages]:
     """The run's own data set, then the others, each with a split of that name; no image is opened.
 
@@ -157,6 +163,7 @@ def read_galleries(
         source: the run's data set, where it is no longer where it was.
         layout: of `source`.
         identity: which captions belong to which images; None for the run's setting.
+        base: another model that is measured on them.
 
     Returns:
         The data sets, whole.
@@ -173,8 +180,9 @@ def read_galleries(
         except DataError as error:
             raise DataError(f"{error}{_choice_hint(data, split)}") from None
     for data in data_sets:
-        if notice := record_look_by_hand(run, data, split):
-            logger.warning(notice)
+        for model in dict.fromkeys((run, base or run)):
+            if notice := record_look_by_hand(model, data.split(split)):
+                logger.warning(notice)
     return data_sets
 
 

@@ -36,6 +36,18 @@ def hash_parts(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()
 
 
+def hash_content(content: bytes) -> str:
+    """A hash of the content of a file that is in memory: what `hash_file` gives of the file.
+
+    Args:
+        content: The bytes.
+
+    Returns:
+        32 hex digits.
+    """
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def hash_file(path: Path) -> str:
     """A hash of the content of a file.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.data.hashes import hash_file, hash_parts
+from clipvisionalign.data.hashes import hash_content, hash_file, run_hash
 from clipvisionalign.files import fsync_paths, run_lock
 from clipvisionalign.json_io import read_json
 
@@ -34,12 +34,14 @@ class Look:
         at: When, in UTC, as ISO 8601.
         by: `BY_STUDY` or `BY_HAND`.
         run: Name of the run's folder.
+        model: Hash of its model.
         after: SHA-256 of the line before; of the seal, for the first line.
     """
 
     at: str
     by: str
     run: str
+    model: str
     after: str
 
 
@@ -48,18 +50,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def sealed_study(run: str | Path) -> Path | None:
-    """The sealed study that a run belongs to.
+def sealed_trial(run: str | Path) -> tuple[Path, str] | None:
+    """The sealed study that a model belongs to, and its run there.
 
     Args:
-        run: A run folder.
+        run: A run folder, or a folder below one (a stage, the model of an epoch), by whatever path.
 
     Returns:
-        The study's folder; None where the run is of no study, or of one without a seal.
+        The study's folder and the name of the run's; None where it is of no study, or of one without a seal.
     """
-    path = Path(run).absolute()
-    study = path.parent.parent
-    return study if path.parent.name == "cells" and (study / SEAL_FILE).is_file() else None
+    path = Path(run).resolve()
+    for folder in (path, *path.parents):
+        if folder.parent.name == "cells" and (folder.parent.parent / SEAL_FILE).is_file():
+            return folder.parent.parent, folder.name
+    return None
 
 
 def read_seal(study: Path) -> dict[str, Any]:
@@ -113,7 +117,9 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 def further_looks(looks: Sequence[Look]) -> list[Look]:
-    """Looks after which figures may have been chosen: by hand, or of a run that was looked at before.
+    """Looks after which figures may have been chosen: by hand, or of a run whose model was another one before.
+
+    A study that measures the same model again, since it was interrupted, learns nothing by that.
 
     Args:
         looks: All looks in their order.
@@ -121,22 +127,24 @@ def further_looks(looks: Sequence[Look]) -> list[Look]:
     Returns:
         Those that a study which opens its split once does not have.
     """
-    seen: set[str] = set()
+    models: dict[str, str] = {}
     further = []
     for entry in looks:
-        if entry.by != BY_STUDY or entry.run in seen:
+        if entry.by != BY_STUDY or models.get(entry.run, entry.model) != entry.model:
             further.append(entry)
-        seen.add(entry.run)
+        if entry.by == BY_STUDY:
+            models[entry.run] = entry.model
     return further
 
 
-def record_look(study: Path, run: str, by: str) -> int:
+def record_look(study: Path, run: str, by: str, model: str) -> int:
     """Write down that a run is measured on the sealed split, before it is.
 
     Args:
         study: The study's folder.
         run: Name of the run's folder.
         by: `BY_STUDY` or `BY_HAND`.
+        model: Hash of its model, as `run_hash` gives it.
 
     Returns:
         How many further looks there are by now, this one included.
@@ -149,14 +157,14 @@ def record_look(study: Path, run: str, by: str) -> int:
         with run_lock(study / LOOKS_LOCK, "writes down a look at the sealed split", waits=True):
             looks, lines = read_looks(study), _whole_lines(path)
             before = lines[-1] if lines else (study / SEAL_FILE).read_bytes()
-            entry = Look(now(), by, run, _hash(before))
+            entry = Look(now(), by, run, model, _hash(before))
             with path.open("ab") as file:
                 file.truncate(sum(len(line) + 1 for line in lines))
                 file.write(json.dumps(asdict(entry)).encode() + b"\n")
             fsync_paths(path)
     except OSError as error:
         reason = f"the look at its sealed split cannot be written down ({error.strerror or error})"
-        raise ValueError(f"{study}: {reason}; copy the study to where it can be written") from None
+        raise ValueError(f"{study}: {reason}; make its folder writable") from None
     return len(further_looks([*looks, entry]))
 
 
@@ -171,19 +179,18 @@ def image_hashes(data: CaptionedImages) -> list[str]:
     """
     images = (row.image for row in data.rows)
     return [
-        hash_parts([image]) if isinstance(image, bytes) else hash_file(image)
+        hash_content(image) if isinstance(image, bytes) else hash_file(image)
         for image in images
         if isinstance(image, bytes) or image.is_file()
     ]
 
 
-def record_look_by_hand(run: str | Path, data: CaptionedImages, split: str) -> str:
+def record_look_by_hand(run: str | Path, measured: CaptionedImages) -> str:
     """Write down that a command measures a run on images that its study has sealed; nothing for other runs and images.
 
     Args:
         run: A run folder.
-        data: The data set that is measured.
-        split: The split of it.
+        measured: The images that it is measured on.
 
     Returns:
         A line for the user; "" where nothing was written down.
@@ -191,13 +198,14 @@ def record_look_by_hand(run: str | Path, data: CaptionedImages, split: str) -> s
     Raises:
         ValueError: The look cannot be written down.
     """
-    study = sealed_study(run)
-    if study is None:
+    trial = sealed_trial(run)
+    if trial is None:
         return ""
+    study, name = trial
     seal = read_seal(study)
-    if not set(seal["images"]) & set(image_hashes(data.split(split))):
+    if not set(seal["images"]) & set(image_hashes(measured)):
         return ""
-    count = record_look(study, Path(run).absolute().name, BY_HAND)
+    count = record_look(study, name, BY_HAND, run_hash(study / "cells" / name))
     return (
         f"{study}: the {seal['split']} split is sealed: this is further look {count} at it, written down in "
         f"{LOOKS_FILE}, and its report has it"

@@ -362,20 +362,21 @@ def percentile_interval(samples: np.ndarray, units: int, bounds: tuple[float, fl
     return MetricEstimate(value, value - unseen * (value - bounds[0]), value + unseen * (bounds[1] - value))
 
 
-def unseen_share(images: int) -> float:
+def unseen_share(images: int, level: float = SIGNIFICANCE_LEVEL) -> float:
     """The largest share of images of which a sample may well contain none.
 
-    It is the upper end of the 95% interval of a share of which N images show none.
+    It is the upper end of the interval of a share of which N images show none.
 
     Args:
         images: Number N of images in the sample.
+        level: Of the interval.
 
     Returns:
-        1 - 0.025^(1 / N).
+        1 - (level / 2)^(1 / N).
 
     Source: Clopper and Pearson, Biometrika 26 (1934).
 
     >>> round(unseen_share(40), 3)
     0.088
     """
-    return float(1 - (SIGNIFICANCE_LEVEL / 2) ** (1 / images))
+    return float(1 - (level / 2) ** (1 / images))

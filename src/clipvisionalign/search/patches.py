@@ -78,7 +78,8 @@ def unpack_patches(packed: bytes, width: int) -> np.ndarray:
     Raises:
         ValueError: They are not those of whole patches.
 
-    >>> np.abs(unpack_patches(pack_patches(np.eye(3, 4, dtype=np.float32)), 4) - np.eye(3, 4)).max() < 1e-3
+    >>> patches = np.eye(3, 4, dtype=np.float32)
+    >>> np.allclose(unpack_patches(pack_patches(patches), 4), patches, atol=1e-3)
     True
     """
     count, rest = divmod(len(packed), width + 2)

@@ -14,7 +14,7 @@ from clipvisionalign.study.aggregate import TrialResult, contributions_table
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.folder import PLAN_FILE
 from clipvisionalign.study.plan_file import read_kept_plan
-from clipvisionalign.study.sequential import FIRST_LOOK, NOT_YET, looks_at, stopped_by
+from clipvisionalign.study.sequential import NOT_YET, looks_at, stopped_by
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def with_next_seed(plan: Plan, measured: Sequence[TrialResult], eval_data: Capti
     looks = looks_at(tables[compare.a], tables[compare.b], compare.figure)
     if stopped_by(looks, until.width, len(plan.seeds), until.max_seeds) != NOT_YET:
         return None
-    if len(plan.seeds) >= FIRST_LOOK and (not looks or plan.seeds[-1] not in looks[-1]["seeds"]):
+    if any(plan.seeds[-1] not in table for table in tables.values()):
         logger.info(f"no seed is added: {compare.a} or {compare.b} has no result of seed {plan.seeds[-1]}")
         return None
     width = f"its interval is {looks[-1]['high'] - looks[-1]['low']:.1f} wide" if looks else "it has no interval yet"

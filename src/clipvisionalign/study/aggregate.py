@@ -53,7 +53,7 @@ class TrialResult:
 
 def aggregate_results(
     trial_results: Sequence[TrialResult], eval_data: CaptionedImages, split: str, compare: Comparison | None = None,
-    together: DrawnTogether | None = None, until: Until | None = None,
+    together: DrawnTogether | None = None, until: Until | None = None, seeds: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Compute the block "results": every variant over its seeds, and every two variants compared.
 
@@ -67,6 +67,7 @@ def aggregate_results(
         compare: The comparison that the plan names; None for none.
         together: Which minimal pairs were drawn together, by set and kind; None where that is unknown.
         until: The width to which seeds were added; None for none.
+        seeds: Seeds of the plan by now.
 
     Returns:
         The block as report.json has it: recall and MAP in percent, rsum from 0 to 600, with intervals.
@@ -113,7 +114,7 @@ def aggregate_results(
     other_metrics = {metric: tables[metric] for metric in metrics if metric != "rsum"}
     comparisons = pairwise_differences({"rsum": tables["rsum"]}) + pairwise_differences(other_metrics)
     compare = compare or Comparison()
-    added_seeds = added_seeds_block(tables, compare, until)
+    added_seeds = added_seeds_block(tables, compare, until, seeds)
     rows = corrected_for_looks([difference.to_dict() for difference in comparisons], added_seeds)
     return {
         "split": split,

@@ -109,8 +109,10 @@ def _carry_out(
     gaps = Gaps(study)
     # What frozen towers give of an image or a caption is the same in all trials.
     tower_caches: dict[str, TowerOutputCache] = {}
+    trained: list[Trial] = []
+    to_train = trials
     while True:
-        trained = train_trials(trials, gaps, tower_caches=tower_caches)
+        trained += train_trials(to_train, gaps, tower_caches=tower_caches)
         if sealed:
             refuse_to_open(study, trials, gaps)
         logger.info("--- figures, audits, minimal pairs ---")
@@ -120,6 +122,7 @@ def _carry_out(
             break
         plan, context = more, replace(context, plan=more)
         trials = pin_tower_commits(trials_of(plan, study, steps), study)
+        to_train = [trial for trial in trials if trial.seed == plan.seeds[-1]]
         with atomic_write(study / PLAN_FILE) as aside:
             aside.write_text(plan_text(plan), encoding="utf-8")
     report = assemble_report(context, trials, measured, gaps)

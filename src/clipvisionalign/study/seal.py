@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.data.sealed_split import (
     BY_STUDY,
@@ -56,9 +57,20 @@ def plan_hash(plan: Plan) -> str:
     >>> plan_hash(plan) == plan_hash(replace(plan, seeds=[0]))
     False
     """
-    content = plan.to_dict()
+    # Without what is as by default: a later version may have more of that.
+    content = _without_defaults(plan.to_dict(), asdict(Plan()))
     content |= {"data": bool(plan.data), "layout": ""}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_defaults(value, defaults[name])
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict) and name not in ("variants", "settings")
+        else value
+        for name, value in values.items()
+        if name not in defaults or value != defaults[name]
+    }
 
 
 def check_sealed_split(plan: Plan) -> None:
@@ -109,6 +121,8 @@ def seal_study(plan: Plan, study: Path, data: CaptionedImages, trials: Sequence[
             f"{study}: has trainings already ({', '.join(begun[:3])}{' ...' if len(begun) > 3 else ''}): a plan is "
             "sealed before its first; give another --out"
         )
+    images = image_hashes(data.split(plan.split))
+    _refuse_sealed_dev(plan, set(images))
     digest = plan_hash(plan)
     content = {
         "format": SEAL_FORMAT,
@@ -116,13 +130,23 @@ def seal_study(plan: Plan, study: Path, data: CaptionedImages, trials: Sequence[
         "plan": digest,
         "split": plan.split,
         "data": dataset_hashes(data),
-        "images": sorted(image_hashes(data.split(plan.split))),
+        "images": sorted(images),
         "versions": library_versions(),
     }
     study.mkdir(parents=True, exist_ok=True)
     write_json(study / SEAL_FILE, content)
     logger.info(f"{study}: the plan is sealed, and its {plan.split} split; to prove it later, publish now: {digest}")
     return True
+
+
+def _refuse_sealed_dev(plan: Plan, sealed: set[str]) -> None:
+    """Raises DataError where epochs would be chosen on images that are sealed."""
+    elsewhere = plan.settings.get("dev_data")
+    if not elsewhere:
+        return
+    dev = read_captioned_images(elsewhere, plan.layout).split("dev")
+    if shared := sealed & set(image_hashes(dev)):
+        raise DataError(f"{elsewhere}: epochs would be chosen on {len(shared)} of the images that are to be sealed")
 
 
 def _check_seal(plan: Plan, study: Path, data: CaptionedImages) -> None:
@@ -159,18 +183,19 @@ def refuse_to_open(study: Path, trials: Sequence[Trial], gaps: Gaps) -> None:
         raise ValueError(f"{study}: the sealed split stays closed until all is trained: {named}; repeat the command")
 
 
-def record_measurement(study: Path, run: str) -> None:
+def record_measurement(study: Path, run: str, model: str) -> None:
     """Write down, in a sealed study, that a trial is measured, before it is.
 
     Args:
         study: The study's folder.
         run: Name of the trial's folder.
+        model: Hash of its model.
 
     Raises:
         ValueError: It cannot be written down.
     """
     if (study / SEAL_FILE).is_file():
-        record_look(study, run, BY_STUDY)
+        record_look(study, run, BY_STUDY, model)
 
 
 def seal_block(study: Path) -> dict[str, Any] | None:
@@ -198,6 +223,7 @@ def seal_block(study: Path) -> dict[str, Any] | None:
         "at": sealed["at"],
         "plan": sealed["plan"],
         "split": sealed["split"],
+        "runs": list(dict.fromkeys(entry.run for entry in looks)),
         "looks": listed(looks),
         "further": listed(further_looks(looks)),
     }

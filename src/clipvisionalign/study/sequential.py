@@ -21,7 +21,7 @@ import numpy as np
 
 from clipvisionalign.retrieval.metrics import MIN_IMAGES, SIGNIFICANCE_LEVEL
 from clipvisionalign.study.config import Comparison, Until
-from clipvisionalign.study.statistics import half_width, mean_squares, metric_bounds
+from clipvisionalign.study.statistics import estimate, metric_bounds
 
 #: The level of each look: the chance that some look misses the difference then stays near 5%.
 SEQUENTIAL_LEVEL = 0.025
@@ -44,9 +44,11 @@ def interval_at_look(table: np.ndarray, metric: str) -> tuple[float, float, floa
     seeds, images = table.shape
     if seeds < FIRST_LOOK or images < MIN_IMAGES:
         return None
-    value, bound = float(table.mean()), metric_bounds(metric)[1]
-    margin = float(half_width(mean_squares(table), seeds, images, SEQUENTIAL_LEVEL))
-    return value, max(value - margin, -bound), min(value + margin, bound)
+    bound = metric_bounds(metric)[1]
+    estimated = estimate(table, (-bound, bound), SEQUENTIAL_LEVEL)
+    if estimated.low is None or estimated.high is None:
+        return None
+    return estimated.value, estimated.low, estimated.high
 
 
 def looks_at(a: Mapping[int, np.ndarray], b: Mapping[int, np.ndarray], metric: str) -> list[dict[str, Any]]:
@@ -88,7 +90,7 @@ def stopped_by(looks: Sequence[Mapping[str, Any]], width: float, seeds: int, max
     >>> stopped_by([{"low": -4.0, "high": 3.0}], 5.0, 3, 12)
     'not yet'
     """
-    if any(each["high"] - each["low"] <= width for each in looks):
+    if looks and looks[-1]["high"] - looks[-1]["low"] <= width:
         return BY_WIDTH
     return BY_SEEDS if seeds >= max_seeds else NOT_YET
 
@@ -120,7 +122,7 @@ def corrected_for_looks(rows: Sequence[Mapping[str, Any]], block: Mapping[str, A
 
 
 def added_seeds_block(
-    tables: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]], compare: Comparison, until: Until | None
+    tables: Mapping[str, Mapping[str, Mapping[int, np.ndarray]]], compare: Comparison, until: Until | None, seeds: int
 ) -> dict[str, Any] | None:
     """The block "until" of results: the looks at the named difference, by which seeds were added.
 
@@ -128,6 +130,7 @@ def added_seeds_block(
         tables: By metric, by variant, by seed (N,) contributions of the images.
         compare: The comparison that the plan names.
         until: The width that is asked for.
+        seeds: Seeds of the plan by now.
 
     Returns:
         The block as report.json has it; None where no seeds are to be added.
@@ -138,7 +141,6 @@ def added_seeds_block(
     # In the order of the table's rows, a minus b.
     a, b = sorted((compare.a, compare.b), key=lambda name: list(family).index(name) if name in family else len(family))
     looks = looks_at(family.get(a, {}), family.get(b, {}), compare.figure)
-    seeds = max(map(len, family.values()), default=0)
     return {
         "a": a, "b": b, "figure": compare.figure, "width": until.width, "max_seeds": until.max_seeds,
         "level": SEQUENTIAL_LEVEL, "looks": looks, "stopped": stopped_by(looks, until.width, seeds, until.max_seeds),

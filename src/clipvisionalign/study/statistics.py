@@ -242,12 +242,15 @@ def t_quantile(degrees_of_freedom: int, level: Any) -> Any:
     return -stdtrit(degrees_of_freedom, np.asarray(level) / 2)
 
 
-def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate:
+def estimate(
+    table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf), level: float = SIGNIFICANCE_LEVEL
+) -> Estimate:
     """The mean of a table, or of a difference of two, with both seeds and images at random.
 
     Args:
         table: (S, N), S seeds on N images.
         bounds: Between which the metric lies; the interval does not reach beyond.
+        level: Of the interval.
 
     Returns:
         The estimate; without interval and p for fewer than `MIN_IMAGES` images, or, without bounds, where no two images
@@ -268,13 +271,13 @@ def estimate(table: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf))
     if images < MIN_IMAGES:
         return Estimate(value, None, None, spread, None)
     squares = mean_squares(table)
-    margin, p = float(half_width(squares, seeds, images)), p_value(value, squares, seeds, images)
+    margin, p = float(half_width(squares, seeds, images, level)), p_value(value, squares, seeds, images)
     # A variance that is rounding and nothing else is none.
     if squares[0] > (1e-9 * np.abs(table).max()) ** 2:
         return Estimate(value, max(value - margin, bounds[0]), min(value + margin, bounds[1]), spread, p)
     if not np.isfinite(bounds).all():
         return Estimate(value, None, None, spread, None)
-    unseen = unseen_share(images)
+    unseen = unseen_share(images, level)
     low = min(value - margin, value - unseen * (value - bounds[0]))
     high = max(value + margin, value + unseen * (bounds[1] - value))
     # The same the other way round: the share of images at the far bound with which the mean would be zero.

@@ -113,7 +113,7 @@ def measure_trial(
     kept = load_measurements(trial, inputs, logger.info)
     if kept is not None:
         return kept
-    record_measurement(context.study, trial.folder.name)
+    record_measurement(context.study, trial.folder.name, inputs["model"])
     train_results = read_json(trial.folder / "results.json", f"remove {trial.folder}, to train it again")
     aligner = load_aligner(trial.folder, trial.config.device)
     aligner.show_progress = True

@@ -87,7 +87,7 @@ def compare_tables(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], met
 
     Returns:
         The changes, corrected for each other; without interval and p for fewer than `MIN_IMAGES` images, or where no
-        two images differ.
+        two images differ; without p where a study has one seed.
     """
     bound = metric_bounds(metric)[1]
     estimates: dict[str, Estimate] = {}
@@ -98,6 +98,10 @@ def compare_tables(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], met
             estimates[name] = Estimate(value, None, None, None, None)
             continue
         margin = change_half_width(one, other)
+        if 1 in (len(one), len(other)):
+            # Of images alone: what another seed would have given is not known.
+            estimates[name] = Estimate(value, max(value - margin, -bound), min(value + margin, bound), None, None)
+            continue
         p = level_at_zero(value, partial(change_half_width, one, other), one.shape[1])
         estimates[name] = Estimate(value, max(value - margin, -bound), min(value + margin, bound), None, p)
     corrected = holm_correction_of_tested([each.p for each in estimates.values()])
@@ -162,5 +166,5 @@ def changes_table(a: str | Path, b: str | Path, reports: tuple[ReportLike, Repor
         keys.append([None, each.value, None, change.p_holm, None])
     note = "The same images, paired; seeds of each study are its own. p is corrected by Holm over the variants."
     if any(len(table[change.variant]) == 1 for table in tables for change in changes):
-        note += " With one seed in a study the interval counts the images alone."
+        note += " With one seed in a study nothing is tested: what another seed would have given is not known."
     return ReportTable("changes", "Rsum, B - A", ["variant", "B - A", "seeds", "p", "change"], rows, keys, note)

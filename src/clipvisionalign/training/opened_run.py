@@ -212,7 +212,7 @@ def open_run(
     differences = differences_from_run(run, data, split)
     for line in differences:
         logger.info("note: %s", line)
-    if notice := record_look_by_hand(run, data, split):
+    if notice := record_look_by_hand(run, data.split(split)):
         logger.warning(notice)
     return OpenedRun(run, aligner, data, split, differences)
 

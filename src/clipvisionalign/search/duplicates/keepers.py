@@ -73,10 +73,14 @@ def add_keepers(index: str | Path | Storage, images: Sequence[tuple[str, str]]) 
     """
     with locked(as_storage(index)) as storage:
         decisions, keepers = read_all(storage)
-        former = {(each.hash, each.path) for each in keepers}
-        added = [Keeper(hash_, path, time_now()) for hash_, path in images if (hash_, path) not in former]
-        if added:
-            write_all(storage, decisions, [*keepers, *added])
+        # The last one counts: what was decided already is so again, after those that were decided meanwhile.
+        former = keepers[-len(images) :] if images else []
+        if [(each.hash, each.path) for each in former] == list(images):
+            return []
+        added = [Keeper(hash_, path, time_now()) for hash_, path in images]
+        chosen = {(each.hash, each.path) for each in added}
+        others = [each for each in keepers if (each.hash, each.path) not in chosen]
+        write_all(storage, decisions, [*others, *added])
     return added
 
 

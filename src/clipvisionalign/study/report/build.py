@@ -69,7 +69,9 @@ def build_report(
         ResultsError: Something in its results was not measured over the whole gallery, or did not pass its audit.
         ReportError: It is no valid `StudyReport`.
     """
-    results = aggregate_results(trial_results, eval_data, plan.split, plan.compare, together, plan.until)
+    results = aggregate_results(
+        trial_results, eval_data, plan.split, plan.compare, together, plan.until, len(plan.seeds)
+    )
     steps = training_totals(plan, study, trial_results, "steps")
     passed = [(name, seed) for name, variant in results["variants"].items() for seed in variant["seeds"]]
     depths: dict[str, Any] = {}

@@ -73,12 +73,15 @@ def seal_claims(report: StudyReport) -> list[Claim]:
     seal = report.seal
     sealed = f"The plan was sealed before its first training ({as_code(seal.at)}, SHA-256 {as_code(seal.plan)})"
     if not seal.looks:
-        claim.text = f"{sealed}; its {seal.split} split has not been opened."
+        unopened = f"its {seal.split} split has not been opened"
+        if report.results.variants:
+            unopened = f"no look at its {seal.split} split is written down, and there are figures of it"
+        claim.text = f"{sealed}; {unopened}."
         return [claim]
     number = len({entry.run for entry in seal.looks})
     opened = f"its {seal.split} split was opened at {as_code(seal.looks[0].at)}"
     if not seal.further:
-        each = "for the one run" if number == 1 else f"once for each of {claim.cite_with_noun('seal/looks', 'run')}"
+        each = "for the one run" if number == 1 else f"once for each of {claim.cite_with_noun('seal/runs', 'run')}"
         claim.text = f"{sealed}, and {opened}, {each}."
         return [claim]
     runs = list_names(list(dict.fromkeys(entry.run for entry in seal.further)))

@@ -54,6 +54,7 @@ class Seal(Block):
     at: str
     plan: str
     split: str
+    runs: tuple[str, ...]
     looks: tuple[SealedLook, ...]
     further: tuple[SealedLook, ...]
 
