@@ -110,7 +110,7 @@ def promised_half_width(
 
     >>> spread = DifferenceSpread(40.0, 110.0, 4.0, 20, 1000, "")
     >>> [round(promised_half_width(spread, seeds, 1000), 1) for seeds in (3, 5, 12)]
-    [18.7, 8.9, 4.8]
+    [16.2, 7.9, 4.4]
     """
     image_factor = t_quantile(images - 1, level) ** 2 / images * _f_quantile(assurance, images - 1, spread.images - 1)
     images_alone = image_factor * (spread.image_std**2 + spread.rest_std**2 / seeds)
