@@ -113,8 +113,7 @@ def aggregate_results(
     # Rsum is what the study asks about; the others are looked at beside it, and corrected together.
     other_metrics = {metric: tables[metric] for metric in metrics if metric != "rsum"}
     comparisons = pairwise_differences({"rsum": tables["rsum"]}) + pairwise_differences(other_metrics)
-    compare = compare or Comparison()
-    added_seeds = added_seeds_block(tables, compare, until, seeds)
+    added_seeds = added_seeds_block(tables, compare or Comparison(), until, seeds)
     rows = corrected_for_looks([difference.to_dict() for difference in comparisons], added_seeds)
     return {
         "split": split,
@@ -124,7 +123,7 @@ def aggregate_results(
         **({} if eval_data.image_identity is None else {"identities": int(unit.max()) + 1}),
         "variants": variants,
         "chance": _chance(audited),
-        "differences": correct_for_primary(rows, compare),
+        "differences": correct_for_primary(rows, compare or Comparison()),
         **({"until": added_seeds} if added_seeds else {}),
         "unpaired": unpaired_seeds({name: variant["seeds"] for name, variant in variants.items()}),
         "lengths": {"words": terciles["words"], "chance": _chance_by_length(audited, terciles["inside"])},
