@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from clipvisionalign.adaptation.paired_bootstrap import PairedSamples
 from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.run_data import differences_from_run, holds_data_of_run, is_data_of_run, read_data_of_run
-from clipvisionalign.data.sealed_split import record_look_by_hand
+from clipvisionalign.data.sealed_split import warn_of_look
 from clipvisionalign.data.training_images import TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained
@@ -26,8 +25,6 @@ from clipvisionalign.training.halves import DevHalves, positives_of, split_halve
 from clipvisionalign.training.opened_run import OpenedRun
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import in_sample_note, init_selection_note
-
-logger = logging.getLogger(__name__)
 
 #: Resamples of a bootstrap, as for the figures of a run.
 _RESAMPLES = 1000
@@ -181,8 +178,7 @@ def read_galleries(
             raise DataError(f"{error}{_choice_hint(data, split)}") from None
     for data in data_sets:
         for model in dict.fromkeys((run, base or run)):
-            if notice := record_look_by_hand(model, data.split(split)):
-                logger.warning(notice)
+            warn_of_look(model, data.split(split))
     return data_sets
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import hash_content, hash_file, run_hash
 from clipvisionalign.files import fsync_paths, run_lock
 from clipvisionalign.json_io import read_json
+
+logger = logging.getLogger(__name__)
 
 #: In a study's folder: its seal, the looks at the sealed split, and the lock that is held while one is added.
 SEAL_FILE, LOOKS_FILE, LOOKS_LOCK = "seal.json", "looks.jsonl", "looks.lock"
@@ -210,6 +213,20 @@ def record_look_by_hand(run: str | Path, measured: CaptionedImages) -> str:
         f"{study}: the {seal['split']} split is sealed: this is further look {count} at it, written down in "
         f"{LOOKS_FILE}, and its report has it"
     )
+
+
+def warn_of_look(run: str | Path, measured: CaptionedImages) -> None:
+    """`record_look_by_hand`, whose line is logged.
+
+    Args:
+        run: A run folder.
+        measured: The images that it is measured on.
+
+    Raises:
+        ValueError: The look cannot be written down.
+    """
+    if notice := record_look_by_hand(run, measured):
+        logger.warning(notice)
 
 
 def _hash(content: bytes) -> str:

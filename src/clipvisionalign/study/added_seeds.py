@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.study.aggregate import TrialResult, contributions_table
+from clipvisionalign.study.aggregate import TrialResult, contributions_table, image_units
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.folder import PLAN_FILE
 from clipvisionalign.study.plan_file import read_kept_plan
@@ -52,7 +52,7 @@ def with_next_seed(plan: Plan, measured: Sequence[TrialResult], eval_data: Capti
     until, compare = plan.until, plan.compare
     if not until.width:
         return None
-    unit = np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
+    unit = image_units(eval_data)
     tables: dict[str, dict[int, np.ndarray]] = {compare.a: {}, compare.b: {}}
     for result in measured:
         if result.variant in tables and result.measurements["audit"]["passed"]:

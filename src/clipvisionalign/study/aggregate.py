@@ -76,8 +76,7 @@ def aggregate_results(
         ResultsError: Ranks are not of this gallery.
     """
     caption_image = eval_data.caption_image
-    # Images of one identity are drawn together: their figures depend on each other.
-    unit = np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
+    unit = image_units(eval_data)
     audited = [result for result in trial_results if result.measurements["audit"]["passed"]]
     by_variant: dict[str, list[TrialResult]] = {}
     for result in audited:
@@ -240,6 +239,18 @@ def _chance_by_length(
         tercile: {f"recall_at_{k}": 100 * float(chance_recall(positives[inside], gallery, k).mean()) for k in (1, 5)}
         for tercile, inside in terciles.items()
     }
+
+
+def image_units(eval_data: CaptionedImages) -> np.ndarray:
+    """What is drawn at random of a gallery: images of one identity together, as their figures depend on each other.
+
+    Args:
+        eval_data: N images.
+
+    Returns:
+        (N,) number of each image's unit, from 0.
+    """
+    return np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
 
 
 def contributions_table(

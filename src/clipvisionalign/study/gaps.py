@@ -19,6 +19,7 @@ from clipvisionalign.json_io import write_json
 from clipvisionalign.study.config import Plan, Trial
 from clipvisionalign.study.documents import MissingPartDocument, TrialReasonDocument, TrialStateDocument
 from clipvisionalign.training.run_folder import LOCK_FILE
+from clipvisionalign.training.stages import STAGES_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,18 @@ def read_failures(study: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {str(name): str(reason) for name, reason in failures.items()} if isinstance(failures, dict) else {}
+
+
+def is_begun(trial: Trial) -> bool:
+    """Whether the training of a trial has been begun, in stages or not.
+
+    Args:
+        trial: The trial.
+
+    Returns:
+        Whether its folder has something to resume, or is finished.
+    """
+    return (trial.folder / "config.yaml").is_file() or (trial.folder / STAGES_FOLDER).is_dir()
 
 
 def training_state(trial: Trial) -> tuple[str, str] | None:

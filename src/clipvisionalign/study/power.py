@@ -18,6 +18,7 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.retrieval.metrics import SIGNIFICANCE_LEVEL
+from clipvisionalign.study.aggregate import image_units
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.report.build import read_report
 from clipvisionalign.study.sequential import SEQUENTIAL_LEVEL
@@ -199,8 +200,7 @@ def power_of_plan(plan: Plan, study: Path, eval_data: CaptionedImages, like: str
     Raises:
         ValueError: `like` is no report, or has no spread of this figure.
     """
-    unit = eval_data.image_identity
-    images = len(eval_data) if unit is None else int(unit.max()) + 1
+    images = int(image_units(eval_data).max()) + 1
     metric, seeds = plan.compare.figure, len(plan.seeds)
     spread = _spread_in(like, plan) if like else None
     if like and spread is None:

@@ -104,8 +104,7 @@ def _carry_out(
         study.mkdir(parents=True, exist_ok=True)
         sealed = seal_study(plan, study, data, trials, sealed)
         save_steps(plan, study, steps)
-        with atomic_write(study / PLAN_FILE) as aside:
-            aside.write_text(plan_text(plan), encoding="utf-8")
+        _write_plan(plan, study)
     gaps = Gaps(study)
     # What frozen towers give of an image or a caption is the same in all trials.
     tower_caches: dict[str, TowerOutputCache] = {}
@@ -123,8 +122,7 @@ def _carry_out(
         plan, context = more, replace(context, plan=more)
         trials = pin_tower_commits(trials_of(plan, study, steps), study)
         to_train = [trial for trial in trials if trial.seed == plan.seeds[-1]]
-        with atomic_write(study / PLAN_FILE) as aside:
-            aside.write_text(plan_text(plan), encoding="utf-8")
+        _write_plan(plan, study)
     report = assemble_report(context, trials, measured, gaps)
     if extend_report is not None:
         gaps.try_part(ADDED_PART, extend_report, report)
@@ -133,6 +131,11 @@ def _carry_out(
         replace_report(study, report)
     logger.info(f"{study}: report.html, report.json, figures/, tables/ ({(time.perf_counter() - start) / 60:.1f} min)")
     return report
+
+
+def _write_plan(plan: Plan, study: Path) -> None:
+    with atomic_write(study / PLAN_FILE) as aside:
+        aside.write_text(plan_text(plan), encoding="utf-8")
 
 
 def _log_power(plan: Plan, study: Path, eval_data: CaptionedImages, like: str) -> None:

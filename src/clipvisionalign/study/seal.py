@@ -31,8 +31,7 @@ from clipvisionalign.data.sealed_split import (
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.device import library_versions
 from clipvisionalign.study.config import Plan, Trial
-from clipvisionalign.study.gaps import NOT_TRAINED, UNFINISHED, Gaps
-from clipvisionalign.training.stages import STAGES_FOLDER
+from clipvisionalign.study.gaps import NOT_TRAINED, UNFINISHED, Gaps, is_begun
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +110,7 @@ def seal_study(plan: Plan, study: Path, data: CaptionedImages, trials: Sequence[
     if not seal:
         return False
     check_sealed_split(plan)
-    begun = [
-        trial.folder.name
-        for trial in trials
-        if (trial.folder / "config.yaml").is_file() or (trial.folder / STAGES_FOLDER).is_dir()
-    ]
+    begun = [trial.folder.name for trial in trials if is_begun(trial)]
     if begun:
         raise ValueError(
             f"{study}: has trainings already ({', '.join(begun[:3])}{' ...' if len(begun) > 3 else ''}): a plan is "

@@ -23,6 +23,7 @@ from clipvisionalign.study.config import Trial
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.documents import CurvesDocument, TrialMeasurements, TruncationDocument
 from clipvisionalign.study.foils import HalfWeights, foil_accuracy
+from clipvisionalign.study.gaps import is_begun
 from clipvisionalign.study.measurements import (
     MEASUREMENTS_FILE,
     has_ranks,
@@ -35,7 +36,6 @@ from clipvisionalign.study.trial_checks import refuse_other_base
 from clipvisionalign.training.data_checks import check_data_unchanged
 from clipvisionalign.training.ineffective_settings import NO_EFFECT
 from clipvisionalign.training.results import can_cache_encodings
-from clipvisionalign.training.stages import STAGES_FOLDER
 from clipvisionalign.training.train import resume, train
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def train_trial(trial: Trial, *, tower_caches: dict[str, TowerOutputCache] | Non
             reason = f"what it was trained on cannot be read ({error}); put back a whole one, or remove {trial.folder}"
             raise ValueError(f"{trial.folder / 'data.json'}: {reason}") from None
         logger.info(f"{trial.folder}: finished already")
-    elif (trial.folder / "config.yaml").is_file() or (trial.folder / STAGES_FOLDER).is_dir():
+    elif is_begun(trial):
         resume(trial.folder, encodings_cache=_tower_cache(trial, tower_caches))
     else:
         # A study's settings are those of all its variants: what has no effect on one is another's.

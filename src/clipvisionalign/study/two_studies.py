@@ -17,7 +17,7 @@ import numpy as np
 
 from clipvisionalign.log import leave_out
 from clipvisionalign.retrieval.metrics import MIN_IMAGES, SIGNIFICANCE_LEVEL
-from clipvisionalign.study.aggregate import contributions_table
+from clipvisionalign.study.aggregate import contributions_table, image_units
 from clipvisionalign.study.gaps import Gaps
 from clipvisionalign.study.interval_inversion import level_at_zero
 from clipvisionalign.study.report.compare import same_data
@@ -98,11 +98,10 @@ def compare_tables(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], met
             estimates[name] = Estimate(value, None, None, None, None)
             continue
         margin = change_half_width(one, other)
-        if 1 in (len(one), len(other)):
-            # Of images alone: what another seed would have given is not known.
-            estimates[name] = Estimate(value, max(value - margin, -bound), min(value + margin, bound), None, None)
-            continue
-        p = level_at_zero(value, partial(change_half_width, one, other), one.shape[1])
+        p = None
+        # One seed: the interval is of images alone, and what another seed would have given is not known.
+        if 1 not in (len(one), len(other)):
+            p = level_at_zero(value, partial(change_half_width, one, other), one.shape[1])
         estimates[name] = Estimate(value, max(value - margin, -bound), min(value + margin, bound), None, p)
     corrected = holm_correction_of_tested([each.p for each in estimates.values()])
     return [Change(name, each, p) for (name, each), p in zip(estimates.items(), corrected, strict=True)]
@@ -128,7 +127,7 @@ def contributions_of_study(study: Path, metric: str = "rsum") -> dict[str, np.nd
     if not measured:
         raise ValueError(f"{study}: no run has ranks beside the report")
     data = context.eval_data
-    unit = np.arange(len(data)) if data.image_identity is None else data.image_identity
+    unit = image_units(data)
     by_variant = {name: [each.ranks["ranks"] for each in measured if each.variant == name] for name in
                   dict.fromkeys(each.variant for each in measured)}  # fmt: skip
     return {name: contributions_table(ranks, data.caption_image, metric, unit) for name, ranks in by_variant.items()}

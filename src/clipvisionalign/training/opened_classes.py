@@ -17,7 +17,7 @@ from clipvisionalign.data.caption_templates import OWN, read_templates
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.formats.classes import LAYOUT, read_classes
 from clipvisionalign.data.run_data import is_data_of_run, read_options_of_run, unfinished_note
-from clipvisionalign.data.sealed_split import record_look_by_hand
+from clipvisionalign.data.sealed_split import warn_of_look
 from clipvisionalign.data.splits import canonical_split
 from clipvisionalign.export.onnx_aligner import ABOUT, OnnxAligner
 from clipvisionalign.files import atomic_write
@@ -157,8 +157,7 @@ def open_classes(
         raise ValueError(
             f"{source}: no image of '{split_name}' can be decoded; 'clipvisionalign check {source}' lists why"
         )
-    if notice := record_look_by_hand(run, images):
-        logger.warning(notice)
+    warn_of_look(run, images)
     return OpenedClasses(run, model, data, images, split_name, chosen, templates)
 
 

@@ -11,7 +11,7 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.check import check
 from clipvisionalign.data.run_data import differences_from_run, read_data_of_run, run_settings, unfinished_note
-from clipvisionalign.data.sealed_split import record_look_by_hand
+from clipvisionalign.data.sealed_split import warn_of_look
 from clipvisionalign.export.audits import keep_audit
 from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_image
 from clipvisionalign.models.aligner import Aligner
@@ -212,8 +212,7 @@ def open_run(
     differences = differences_from_run(run, data, split)
     for line in differences:
         logger.info("note: %s", line)
-    if notice := record_look_by_hand(run, data.split(split)):
-        logger.warning(notice)
+    warn_of_look(run, data.split(split))
     return OpenedRun(run, aligner, data, split, differences)
 
 

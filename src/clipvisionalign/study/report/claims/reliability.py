@@ -78,10 +78,11 @@ def seal_claims(report: StudyReport) -> list[Claim]:
             unopened = f"no look at its {seal.split} split is written down, and there are figures of it"
         claim.text = f"{sealed}; {unopened}."
         return [claim]
-    number = len({entry.run for entry in seal.looks})
     opened = f"its {seal.split} split was opened at {as_code(seal.looks[0].at)}"
     if not seal.further:
-        each = "for the one run" if number == 1 else f"once for each of {claim.cite_with_noun('seal/runs', 'run')}"
+        each = (
+            "for the one run" if len(seal.runs) == 1 else f"once for each of {claim.cite_with_noun('seal/runs', 'run')}"
+        )
         claim.text = f"{sealed}, and {opened}, {each}."
         return [claim]
     runs = list_names(list(dict.fromkeys(entry.run for entry in seal.further)))
