@@ -47,6 +47,7 @@ AXES: dict[str, list[Any]] = {
     "workers": [0, 2],
     "data": ["table", "shards", "parquet", "saved"],
     "identity": ["auto", "caption", "none"],
+    "captions": ["each", "joined"],
     "truncated": [False, True],
     "cache": ["kept", "off"],
     "best_by": ["rsum", "loss"],
@@ -58,6 +59,7 @@ AXES: dict[str, list[Any]] = {
 
 #: What may be refused, by a word of the refusal.
 REFUSED = (
+    "--captions joined with --identity caption",
     "--freeze all trains the fusion alone",
     "--peft lora trains adapters in a tower, and --freeze",
     "other towers than this run's",
@@ -69,17 +71,19 @@ REFUSED = (
 
 def refused(row: dict[str, Any]) -> str:
     """By which of the above a row is refused; "" for one that is to run."""
-    if row["freeze"] == "all" and row["design"] != "cross":
+    if row["captions"] == "joined" and row["identity"] == "caption":
         return REFUSED[0]
-    if row["peft"] == "lora" and row["freeze"] in ("all", "both"):
+    if row["freeze"] == "all" and row["design"] != "cross":
         return REFUSED[1]
+    if row["peft"] == "lora" and row["freeze"] in ("all", "both"):
+        return REFUSED[2]
     # A sliding text tower has other positions than the run's that it would start from.
     if row["init"] and row["design"] == "sparse":
-        return REFUSED[2]
-    if row["freeze"] == "all" and not row["init"]:
         return REFUSED[3]
+    if row["freeze"] == "all" and not row["init"]:
+        return REFUSED[4]
     if row["freeze"] in ("text", "none") and row["tower"] == "test_resnet":
-        return REFUSED[4] if row["processes"] != "one" else REFUSED[5] if row["chunk"] else ""
+        return REFUSED[5] if row["processes"] != "one" else REFUSED[6] if row["chunk"] else ""
     return ""
 
 
@@ -213,7 +217,7 @@ class Given:
             epochs=EPOCHS, batch=BATCH, init=self.base(row["tower"]) if row["init"] else "", freeze=row["freeze"],
             freeze_layers=row["freeze_layers"], peft=row["peft"], lora=LoraConfig(rank=2),
             loss=LossConfig(row["loss"], bias=-2.0), chunk=row["chunk"], precision=row["precision"], ema=row["ema"],
-            workers=row["workers"], identity=row["identity"], best_by=row["best_by"],
+            workers=row["workers"], identity=row["identity"], captions=row["captions"], best_by=row["best_by"],
             cache=str(out.parent / "cache") if row["cache"] == "kept" else "off", augment="crop", views=2, trackers="",
             checkpoint_minutes=0.0, seed=number, patience=9, device="cpu", shard=row["processes"] == "fsdp2",
         )  # fmt: skip
@@ -249,7 +253,8 @@ class Watched:
     def _watched(self, stream, times):
         while True:
             batch = next(stream)
-            streamed = batch.caption_index is None
+            # Of a stream truncation is counted as it passes.
+            streamed = batch.truncation is not None
             for sample in batch.names if streamed else batch.image_index.tolist():
                 self.sample_counts[str(sample)] += 1 / times
             yield batch

@@ -52,6 +52,7 @@ from tolerance import unit_roundoff
 from clipvisionalign import read_captioned_images
 from clipvisionalign.data.batches import steps_in_epoch
 from clipvisionalign.data.formats import is_stream
+from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
@@ -65,6 +66,7 @@ def test_the_array_holds_every_pair_of_values_in_one_process_and_in_two():
     always = {("design", f"'{design}'", "freeze", "'all'") for design in ("self", "sparse", "late")}
     always |= {("freeze", f"'{what}'", "peft", "'lora'") for what in ("both", "all")}
     always |= {("design", "'sparse'", "init", "'late'"), ("init", "''", "freeze", "'all'")}
+    always |= {("identity", "'caption'", "captions", "'joined'")}
     in_two = {("freeze", f"'{what}'", "tower", "'test_resnet'") for what in ("text", "none")}
     for processes, refusals in ((["one"], always), (["ddp", "fsdp2"], always | in_two)):
         axes = AXES | {"processes": processes}
@@ -142,7 +144,7 @@ def test_a_combination_loses_nothing_or_is_refused(number, row, given, tmp_path)
         if is_stream(config.data)
         else read_captioned_images(config.data).split("dev")
     )
-    dev = dev.with_identity(config.identity)
+    dev = with_captions(dev.with_identity(config.identity), config.captions)
     evaluation = evaluate(
         load_aligner(tmp_path / "whole"), dev.images, dev.captions, dev.caption_image, dev.image_identity,
         5 if row["design"] == "cross" else 0, caption_group=dev.shared_text_ids,

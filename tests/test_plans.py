@@ -398,7 +398,9 @@ def leaves(kind: type, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 SETTINGS = leaves(RunConfig)
-OWN = {"data", "out", "seed", "init", "layout", "group", "identity", "profile", "compile", "overwrite"}
+OWN = {
+    "data", "out", "seed", "init", "layout", "group", "identity", "captions", "profile", "compile", "overwrite",
+}  # fmt: skip
 #: Values of settings, most of which fit some setting.
 VALUES = st.one_of(
     st.integers(0, 4), st.sampled_from([0.5, 0.0, 1, 64, "none", "both", "all", "image", "rsum", "loss", "off", "lora"]),

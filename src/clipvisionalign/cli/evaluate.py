@@ -81,6 +81,8 @@ def _evaluate_vectors(args: argparse.Namespace) -> int:
     """Figures and audit of vectors that lie in files."""
     if args.run or args.data or args.candidates:
         raise ValueError("--vectors takes the place of a run and its data: leave run, --data and --candidates out")
+    if args.captions:
+        raise ValueError("--captions is of a run's data: vectors are of texts that are joined already, or are not")
     from clipvisionalign.retrieval.vector_files import read_gallery
     from clipvisionalign.retrieval.vectors import audit_vectors, evaluate_vectors
 
@@ -273,6 +275,10 @@ def _evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", default="dev", help="train, dev or test (default dev)")
     parser.add_argument("--identity", help="auto, caption or none, as in 'train' (default: as the run was trained)")
+    parser.add_argument(
+        "--captions", help="each, or joined: long texts of several captions of an image, as in 'train'\n"
+        "(default: as the run was trained)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     add_offline_flag(parser)
@@ -283,4 +289,6 @@ def _open_run(args: argparse.Namespace) -> OpenedRun:
     from clipvisionalign.training.opened_run import open_run
 
     candidates = getattr(args, "candidates", None)
-    return open_run(args.run, args.data or "", args.layout, args.identity, args.split, args.device, candidates)
+    return open_run(
+        args.run, args.data or "", args.layout, args.identity, args.split, args.device, candidates, args.captions
+    )

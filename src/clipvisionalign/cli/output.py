@@ -88,9 +88,9 @@ def print_metrics(results: dict[str, Any]) -> None:
     title = f"{results['run']} on {results['data']}, {results['split']}: {count_noun(results['images'], 'image')}, "
     if results.get("distractors"):
         title += f"{results['distractors']:,} more without captions, "
-    table = Table(
-        title=Text(f"{title}{count_noun(results['captions'], 'caption')}, 95% intervals"), title_justify="left"
-    )
+    noun = "joined text" if results.get("texts") == "joined" else "caption"
+    title += f"{count_noun(results['captions'], noun)}, 95% intervals"
+    table = Table(title=Text(title), title_justify="left")
     blocks = {"": results} if "dual" not in results else {"dual": results["dual"], "re-ranked": results["reranked"]}
     table.add_column("figure")
     for name in blocks:

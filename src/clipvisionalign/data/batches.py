@@ -1,12 +1,13 @@
 """From rows to batches: decoding, augmentation, tokenisation, and the division of an epoch into steps.
 
 - An image is decoded once per step and serves all of its captions.
-- Captions are tokenised once, before the first step.
+- Captions are tokenised once, before the first step; joined texts, which are others in each epoch, in each step.
 - What is drawn at random depends on the seed, the epoch and the place in the epoch, not on the number of workers.
 """
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from clipvisionalign.batch import Batch, ImageLoader, Tokenize, TruncationStats, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.joined_captions import training_text
 from clipvisionalign.data.loader import iterate_dataset
 
 #: A list of images to make a batch of: the seed of what is drawn at random, and the images' places.
@@ -103,25 +105,34 @@ def count_chunks(images: int, steps: int, step: int, chunk_size: int, world_size
 class CaptionedBatches(Dataset[Batch]):
     """Makes the batch of any list of images of a data set in memory; `epoch` yields the batches of an epoch.
 
-    Captions are tokenised once, when it is made.
+    Captions are tokenised once, when it is made; joined ones as they come.
 
     Args:
         data: The data set.
         tokenize: From captions to token ids.
         pad: Id of the padding token.
         load_image: From an image to a tensor; None if features of the images are on disk and none is opened.
+        joined_seed: Seed by which captions of an image are joined to one text, another one in each epoch; None for
+            each caption as it is.
     """
 
-    def __init__(self, data: CaptionedImages, tokenize: Tokenize, pad: int, load_image: ImageLoader | None) -> None:
+    def __init__(
+        self, data: CaptionedImages, tokenize: Tokenize, pad: int, load_image: ImageLoader | None,
+        joined_seed: int | None = None,
+    ) -> None:  # fmt: skip
         self.rows = data.rows
         self.pad = pad
         self.load_image = load_image
+        self.tokenize, self.joined_seed, self.joined_epoch = tokenize, joined_seed, 1
         start = time.perf_counter()
-        tokens = tokenize(data.captions)
-        #: Seconds that tokenising took, once for the whole run.
+        joined = joined_seed is not None
+        tokens = tokenize([self._joined_text(index) for index in range(len(data))] if joined else data.captions)
+        #: Seconds that tokenising took, once for the whole run; of joined texts those of the first epoch.
         self.tokenise_seconds = time.perf_counter() - start
-        #: How many captions the text tower's limit cuts.
+        #: How many captions the text tower's limit cuts; of joined texts those of the first epoch.
         self.truncation = TruncationStats.from_tokens(tokens)
+        if joined:
+            tokens = [[]] * len(data.captions)
         ends = np.cumsum([len(row.captions) for row in data.rows])
         self.ends = ends
         self.tokens = [tokens[end - len(row.captions) : end] for row, end in zip(data.rows, ends, strict=True)]
@@ -134,6 +145,12 @@ class CaptionedBatches(Dataset[Batch]):
         if self.caption_text_ids is not None:
             owners = self.identity[torch.from_numpy(data.caption_image)]
             self.identity_texts = torch.stack([owners, self.caption_text_ids], dim=1).unique(dim=0)
+
+    def _joined_text(self, index: int) -> str:
+        """The text of an image in the epoch of these batches."""
+        assert self.joined_seed is not None
+        row = self.rows[index]
+        return training_text(row.captions, self.joined_seed, self.joined_epoch, row.name)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,11 +176,18 @@ class CaptionedBatches(Dataset[Batch]):
             indices = [indices[i] for i in decoded_positions]
         decoded = time.perf_counter()
         index = torch.tensor(indices, dtype=torch.long)
+        names = [self.rows[i].name for i in indices[:5]]
+        if self.joined_seed is not None:
+            tokens = self.tokenize([self._joined_text(i) for i in indices]) if indices else []
+            tokenised = time.perf_counter()
+            groups, owners = group_by_length(tokens, self.pad), torch.arange(len(indices))
+            seconds = {"decode": decoded - start, "tokenise": tokenised - decoded}
+            seconds["collate"] = time.perf_counter() - tokenised
+            return Batch(index, pixels, groups, owners, self.identity[index], None, names, skipped, seconds)
         tokens = [caption for i in indices for caption in self.tokens[i]]
         owners = torch.tensor([b for b, i in enumerate(indices) for _ in self.tokens[i]], dtype=torch.long)
         groups = group_by_length(tokens, self.pad)
         seconds = {"decode": decoded - start, "collate": time.perf_counter() - decoded}
-        names = [self.rows[i].name for i in indices[:5]]
         caption_ranges = [range(self.ends[i] - len(self.tokens[i]), self.ends[i]) for i in indices]
         captions = torch.tensor(
             [caption_row for caption_range in caption_ranges for caption_row in caption_range], dtype=torch.long
@@ -287,9 +311,13 @@ class CaptionedBatches(Dataset[Batch]):
         Returns:
             The batches of this process, made as they are asked for.
         """
-        return self.load(self.plan_epoch(batch_size, epoch, seed, start, chunk_size, process_rank), workers)
+        of_epoch = copy.copy(self)
+        of_epoch.joined_epoch = epoch
+        return of_epoch.load(self.plan_epoch(batch_size, epoch, seed, start, chunk_size, process_rank), workers)
 
     @property
     def captions_per_image(self) -> float:
-        """Mean number of captions per image."""
+        """Mean number of texts per image."""
+        if self.joined_seed is not None:
+            return 1.0
         return sum(map(len, self.tokens)) / max(1, len(self.tokens))

@@ -28,6 +28,9 @@ SPLITS = ("train", "dev", "test")
 #: set gives it; "caption": those, and every caption that is equal to one of them word by word; "none": its own alone.
 IdentityMode = Literal["auto", "caption", "none"]
 
+#: What stands for an image's captions: "each" of them, or texts of several "joined" (`data/joined_captions.py`).
+CaptionMode = Literal["each", "joined"]
+
 #: Marks at a caption's end that make no difference.
 FINAL_PUNCTUATION = ".!?,;:\N{HORIZONTAL ELLIPSIS}\N{IDEOGRAPHIC FULL STOP}\N{IDEOGRAPHIC COMMA}\N{DEVANAGARI DANDA}"
 
@@ -117,6 +120,7 @@ class CaptionedImage:
         location: Where it was read, for an image that is no file; "" otherwise.
         row_count: Number of rows of the data set's files that it was read from.
         group: Value of the column `--group`; images of one value are in one split. None without it.
+        parts: The captions that `captions` are joined of; empty where these are as they were read.
     """
 
     name: str
@@ -127,6 +131,7 @@ class CaptionedImage:
     location: str = ""
     row_count: int = 0
     group: str | None = None
+    parts: tuple[str, ...] = ()
 
 
 @dataclass
@@ -155,6 +160,7 @@ class CaptionedImages:
         notes: What was ignored that is no row, such as columns.
         split_rule: Number of the rule by which a hash assigned splits.
         class_names: Of class folders, the name of each class by its folder, the identity of its images; else empty.
+        caption_mode: What stands for an image's captions, see `CaptionMode`.
     """
 
     rows: list[CaptionedImage]
@@ -167,6 +173,7 @@ class CaptionedImages:
     notes: list[str] = field(default_factory=list)
     split_rule: int = 0
     class_names: dict[str, str] = field(default_factory=dict)
+    caption_mode: CaptionMode = "each"
 
     def __len__(self) -> int:
         return len(self.rows)

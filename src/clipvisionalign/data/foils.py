@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError, normalize_caption
+from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.data.scene_dataset import read_scenes
 from clipvisionalign.data.scenes import COUNT_WORDS, SHAPE_COLOURS, Group, Scene, spatial_relation
 from clipvisionalign.data.text_files import decode, split_lines
@@ -227,7 +228,7 @@ def make_minimal_pairs(data: CaptionedImages, limit: int = 0, seed: int = 0) -> 
     """The minimal pairs of a data set: of its drawn scenes, else of its captions.
 
     A foil that is equal, word by word, to a caption that belongs to the image (see `IdentityMode`) is not false of it,
-    and is left out.
+    and is left out. Of joined captions the single ones are taken.
 
     Args:
         data: The data set.
@@ -237,7 +238,7 @@ def make_minimal_pairs(data: CaptionedImages, limit: int = 0, seed: int = 0) -> 
     Returns:
         The pairs, in the order of the images.
     """
-    scenes = read_scenes(data.source)
+    scenes, data = read_scenes(data.source), with_captions(data, "each")
     pairs = []
     identity = data.image_identity
     for row_index, (row, positive_texts) in enumerate(zip(data.rows, data.positive_texts(), strict=True)):

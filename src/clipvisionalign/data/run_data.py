@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.captioned import CaptionedImages, CaptionMode, DataError
 from clipvisionalign.data.formats import LAYOUTS, STREAM, detect_layout, is_stream, read_captioned_images
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes
+from clipvisionalign.data.joined_captions import validate_caption_mode, with_captions
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.data.training_images import other_than_trained_on
@@ -78,6 +79,18 @@ def split_rule_of(run: str | Path) -> int:
     return int(record.get("split_rule", 1)) if record else SPLIT_RULE
 
 
+def texts_of_run(run: str | Path) -> CaptionMode:
+    """What stood for an image's captions when a run was trained and measured.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        "each" or "joined"; "each" where the run does not record it.
+    """
+    return validate_caption_mode(str(data_record(run).get("texts", "each")))
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How a data set is read for a run.
@@ -143,8 +156,9 @@ def _has_layout(layout: str, path: Path) -> bool:
 
 
 def read_data_of_run(
-    run: str | Path, source: str | Path = "", layout: str = "auto", identity: str | None = None, split: str = ""
-) -> CaptionedImages:
+    run: str | Path, source: str | Path = "", layout: str = "auto", identity: str | None = None, split: str = "",
+    captions: str | None = None,
+) -> CaptionedImages:  # fmt: skip
     """The data set that a run was trained on, or another one, read as `read_options_of_run` decides.
 
     Args:
@@ -153,12 +167,14 @@ def read_data_of_run(
         layout: A layout that takes precedence; "auto" for the run's.
         identity: Which captions belong to which images; None for the run's rule.
         split: Of a stream the split to read; "" for all. Other data sets are read whole.
+        captions: "each" or "joined"; None for what the run was trained with.
 
     Returns:
         The data set.
 
     Raises:
-        ValueError: The run does not record what it was trained on, and no `source` is given.
+        ValueError: The run does not record what it was trained on, and no `source` is given; or `captions` are neither,
+            or cannot be joined by this `identity`.
         DataError: The data set cannot be read.
     """
     record = data_record(run)
@@ -170,7 +186,8 @@ def read_data_of_run(
         data = read_stream_split(location, split)
     else:
         data = read_captioned_images(location, options.layout, options.group, options.split_rule)
-    return data.with_identity(record.get("identity", "auto") if identity is None else identity)
+    data = data.with_identity(record.get("identity", "auto") if identity is None else identity)
+    return with_captions(data, texts_of_run(run) if captions is None else validate_caption_mode(captions))
 
 
 def is_data_of_run(run: str | Path, source: str | Path) -> bool:
@@ -205,7 +222,7 @@ def holds_data_of_run(run: str | Path, data: CaptionedImages, split: str) -> boo
     if split in recorded:
         recorded = {split: recorded[split]}
     for name, hashes in recorded.items():
-        part = data.with_identity(record.get("identity", "auto")).split(name)
+        part = with_captions(data, "each").with_identity(record.get("identity", "auto")).split(name)
         if changed_keys(hashes, dataset_hashes(part, name != "train")):
             return False
     return bool(recorded)
@@ -239,10 +256,14 @@ def differences_from_run(run: str | Path, data: CaptionedImages, split: str = ""
     identity = record.get("identity", "auto")
     if data.identity != identity:
         differences.append(f"captions belong to images by '{data.identity}'; in the run's training by '{identity}'")
+    texts = texts_of_run(run)
+    if data.caption_mode != texts:
+        forms = {"each": "each caption as it is", "joined": "captions joined to long texts"}
+        differences.append(f"measured with {forms[data.caption_mode]}; the run was trained with {forms[texts]}")
     recorded = record.get("as_read", {}).get(split)
     differing: list[str] = []
     if recorded and any(row.split == split for row in data.rows):
-        part = data.with_identity(identity).split(split)
+        part = with_captions(data, "each").with_identity(identity).split(split)
         differing = changed_keys(recorded, dataset_hashes(part, split != "train"))
         other = other_than_trained_on(Path(run), part.rows) if split == "train" and "images" not in differing else ""
         differing += [other] if other else []

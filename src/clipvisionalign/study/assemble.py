@@ -8,6 +8,7 @@ from typing import Any
 
 from clipvisionalign.data.foils import drawn_together
 from clipvisionalign.data.hashes import dataset_hashes, run_hash
+from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.progress import progress_step
@@ -47,7 +48,7 @@ def assemble_report(
     audited_trials = [trial_by_key[result.variant, result.seed] for result in audited]
     costs = measure_cost_rounds(context, finished, gaps)
     with progress_step("minimal pairs by words alone"):
-        train_captions = data.split("train").captions
+        train_captions = with_captions(data.split("train"), "each").captions
         controls = {
             name: gaps.try_part("words alone", blind_accuracy, train_captions, pair_list, target=name) or {}
             for name, pair_list in context.pairs.items()

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field
 
-from clipvisionalign.data.captioned import IdentityMode
+from clipvisionalign.data.captioned import CaptionMode, IdentityMode
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.validation import NestedDataclass, validate_as
 from clipvisionalign.training.config import RunConfig
@@ -141,6 +141,7 @@ class Plan:
         layout: the dataset layout.
         group: a column of its table whose images stand in one split, as in `train`.
         identity: which captions belong to which images, as in `train`: the same for all variants.
+        captions: "each" caption as it is, or long texts of several "joined", as in `train`: the same for all variants.
         split: which split is measured; checkpoints are chosen on dev in any case.
         seeds: one training of every variant for each.
         variants: by name; a design's name alone stands for that design with the plan's settings.
@@ -158,6 +159,7 @@ class Plan:
     layout: str = "auto"
     group: str = ""
     identity: IdentityMode = "auto"
+    captions: CaptionMode = "each"
     split: Literal["dev", "test"] = "dev"
     seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
     variants: dict[str, Variant] = field(
@@ -177,6 +179,8 @@ class Plan:
                 del variant["same_as"]
         if not self.until.width:
             del values["until"]
+        if self.captions == "each":
+            del values["captions"]
         return values
 
 
@@ -266,8 +270,9 @@ def _trial_config(plan: Plan, study: Path, name: str, seed: int, steps: int) -> 
     init = str(trial_folder(study, base, seed)) if base else ""
     config = variant_config(plan, name, {"cache": str(study / "cache")})
     config = replace(
-        config, data=data_source(plan, study), layout=plan.layout, group=plan.group, identity=plan.identity
-    )
+        config, data=data_source(plan, study), layout=plan.layout, group=plan.group, identity=plan.identity,
+        captions=plan.captions,
+    )  # fmt: skip
     config = replace(config, seed=seed, init=init)
     # A time is turned into steps, and epochs that are enough for them.
     config = replace(config, steps=steps, epochs=10**6) if steps else config

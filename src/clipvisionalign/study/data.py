@@ -14,6 +14,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.foils import MinimalPair, make_minimal_pairs, read_minimal_pairs
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.data.scene_dataset import is_scene_dataset, random_scenes, read_scenes, write_scenes
 from clipvisionalign.data.split_file import split_file_path, write_splits_command
 from clipvisionalign.data.splits import SPLIT_RULE
@@ -167,7 +168,7 @@ def open_study_data(plan: Plan, study: Path, scenes_folder: Path) -> CaptionedIm
     if plan.split not in data.split_sizes():
         raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
     clean_data, _ = check(data, full=True, show_progress=True)
-    return clean_data
+    return with_captions(clean_data, plan.captions)
 
 
 def _draw_scenes(folder: Path, plan: Plan) -> None:

@@ -44,6 +44,9 @@ def check_plan(plan: Plan) -> None:
         raise PlanError((("drawing", "splits"), f"no scenes for {' and '.join(missing)}"))
     if plan.measure.minimal_pair_images and not plan.measure.minimal_pairs:
         raise PlanError((("measure", "minimal_pair_images"), "counts beside 'minimal_pairs' alone: give that too"))
+    if plan.captions == "joined" and plan.identity == "caption":
+        message = "joined texts are not compared word by word: give 'identity: auto', or 'captions: each'"
+        raise PlanError((("captions",), message))
     _check_settings(("settings",), plan.settings)
     if plan.settings.get("dev_data") and plan.split == "dev":
         message = (
@@ -102,7 +105,7 @@ def _check_equal(plan: Plan) -> None:
 
 
 #: Settings that a study gives to each of its runs itself, or that would leave it without one.
-RESERVED_SETTINGS = ("data", "out", "seed", "init", "layout", "group", "identity", "overwrite")
+RESERVED_SETTINGS = ("data", "out", "seed", "init", "layout", "group", "identity", "captions", "overwrite")
 
 
 #: Settings that all runs of a study have alike: figures of other images are not to be compared.
@@ -152,7 +155,7 @@ def _lookup(settings: dict[str, Any], key: KeyPath) -> Any:
 
 def _check_resolved(plan: Plan, name: str) -> None:
     """The settings of a variant's runs, put together: as `train` checks them before its first step."""
-    config = replace(variant_config(plan, name), init=plan.variants[name].base)
+    config = replace(variant_config(plan, name), init=plan.variants[name].base, captions=plan.captions)
     if config.stages:
         _check_nothing_beside_stages(plan, name)
     try:

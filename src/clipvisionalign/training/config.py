@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from clipvisionalign.data.captioned import IdentityMode
+from clipvisionalign.data.captioned import CaptionMode, IdentityMode
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.training.contrastive import LossConfig
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN, LoraConfig
@@ -29,6 +29,8 @@ class DatasetConfig:
         identity: which captions belong to which images: "auto", an image's own, and those of all images of the identity
             that the data set gives it; "caption", also every caption that is equal to one of them word by word; "none",
             its own alone.
+        captions: "each" caption as it is; or "joined", long texts: in each epoch an image has one text of any number of
+            its captions in random order, and in the dev gallery one text of each number of them.
         train_images: train on so many images only, the first by a hash of their names; 0 for all.
         augment: how training images vary; mirroring is left out by "crop", all variation by "none".
     """
@@ -38,6 +40,7 @@ class DatasetConfig:
     layout: str = "auto"
     group: str = ""
     identity: IdentityMode = "auto"
+    captions: CaptionMode = "each"
     train_images: int = 0
     augment: Literal["flip+crop", "crop", "none"] = "flip+crop"
 

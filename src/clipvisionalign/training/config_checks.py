@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
+from clipvisionalign.data.joined_captions import IDENTITY_REFUSED, validate_caption_mode
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.models.aligner_config import REPLACED_BY_PRETRAINED, TEXT_SETTINGS_BESIDE_PRETRAINED
 from clipvisionalign.models.heads import HEADS
@@ -32,6 +33,8 @@ def check_settings(config: RunConfig) -> None:
         check_stages(config.stages, given, config.model.design, bool(config.init), adapted)
     if config.distill and not starts_from_model(config):
         raise ValueError("--distill keeps a run near the model that it starts from: give --init or --model.pretrained")
+    if validate_caption_mode(config.captions) == "joined":
+        _check_joined(config)
     if config.epochs == 0 and not config.model.pretrained:
         raise ValueError(
             "--epochs should be at least 1, or 0 with --model.pretrained, to measure a pretrained model as it is"
@@ -62,6 +65,17 @@ def check_settings(config: RunConfig) -> None:
             # Not given: two settings have other values for a pretrained model.
             if value is not None and not holds(value):
                 raise ValueError(f"--{name} should be {allowed}, not {value}")
+
+
+def _check_joined(config: RunConfig) -> None:
+    """Raises ValueError for settings that joined captions cannot be beside."""
+    if config.identity == "caption":
+        raise ValueError(IDENTITY_REFUSED)
+    if config.distill:
+        raise ValueError(
+            "--distill with --captions joined: it keeps the vectors of texts that are the same in each epoch, and "
+            "joined ones are others each time; leave one of them out"
+        )
 
 
 def _check_overridden(model: AlignerConfig) -> None:

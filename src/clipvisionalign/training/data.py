@@ -15,6 +15,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, read_captioned_images
 from clipvisionalign.data.hashes import dataset_hashes
+from clipvisionalign.data.joined_captions import can_be_joined, with_captions
 from clipvisionalign.data.run_data import data_record, split_rule_of
 from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
 from clipvisionalign.data.streams.in_memory import read_stream_split
@@ -35,8 +36,8 @@ class TrainingData:
 
     Args:
         source: The data set.
-        train: The training split, in memory or as a stream.
-        dev: The dev split.
+        train: The training split, in memory or as a stream, its captions as they are.
+        dev: The dev split; its captions are joined where those of training are.
         left_out: What is not used, with its place.
         as_read: What both splits held before anything was left out.
         max_tokens: Where the text tower cuts captions.
@@ -74,7 +75,7 @@ class TrainingData:
             return {"train": dataset_hashes(self.train, by_content), "dev": dataset_hashes(self.dev)}
 
     def batches(
-        self, augment: str, aligner: Aligner, features: ImageFeatureCache | None
+        self, augment: str, aligner: Aligner, features: ImageFeatureCache | None, seed: int = 0
     ) -> CaptionedBatches | StreamedBatches:
         """What deals the training split into batches; no image is opened where features are on disk.
 
@@ -82,6 +83,7 @@ class TrainingData:
             augment: How training images vary: "none", "crop" or "flip+crop".
             aligner: Its towers give the tokenizer and the transform.
             features: The image tower's outputs on disk; None where it is trained.
+            seed: By which captions are joined, if they are.
 
         Returns:
             The batches, of a data set in memory or of a stream.
@@ -91,9 +93,15 @@ class TrainingData:
         transform = (
             None if features else aligner.image_tower.image_transform.image_loader(augment=augment != "none", flip=flip)
         )
+        joined_seed = seed if self.joined else None
         if isinstance(self.train, CaptionedImages):
-            return CaptionedBatches(self.train, tower.tokenize, tower.pad, transform)
-        return StreamedBatches(self.train, tower.tokenize, tower.pad, transform, self.dev.identity)
+            return CaptionedBatches(self.train, tower.tokenize, tower.pad, transform, joined_seed)
+        return StreamedBatches(self.train, tower.tokenize, tower.pad, transform, self.dev.identity, joined_seed)
+
+    @property
+    def joined(self) -> bool:
+        """Whether captions are joined to long texts."""
+        return self.dev.caption_mode == "joined"
 
     def to_dict(self) -> dict[str, Any]:
         """What data.json of a run folder holds."""
@@ -106,7 +114,7 @@ class TrainingData:
         dev_source = str(Path(self.dev_source).resolve()) if self.dev_source else ""
         read = {
             "source": str(Path(self.source).resolve()), "dev_source": dev_source, "identity": self.dev.identity,
-            "split_rule": self.split_rule, "group": self.group,
+            "texts": self.dev.caption_mode, "split_rule": self.split_rule, "group": self.group,
         }  # fmt: skip
         cut = {
             "max_tokens": self.max_tokens,
@@ -130,7 +138,8 @@ class TrainingData:
         self.cut_captions["dev"] = TruncationStats.from_tokens(tower.tokenize(self.dev.captions))
         for split, counts in self.cut_captions.items():
             if counts.cut:
-                logger.info(counts.summary(split, tower.max_tokens))
+                name = f"{split}, as joined in the first epoch" if self.joined and split == "train" else split
+                logger.info(counts.summary(name, tower.max_tokens))
 
     def count_stream(self, batches: CaptionedBatches | StreamedBatches, distributed: Distributed) -> bool:
         """Count and log the cut captions and complaints of a stream as they have passed; every process calls this.
@@ -281,6 +290,9 @@ def _open_images(config: DatasetConfig, distributed: Distributed, resumed_run: P
         remaining = f"{len(train)} train, {len(dev)} dev images"
         raise DataError(f"{config.data}: too little is left to train on: {remaining}{data.splits_hint()}")
     as_read = hashes_as_read(data, elsewhere)
+    if config.captions == "joined" and not can_be_joined(train) and not can_be_joined(dev):
+        logger.info("no effect of --captions: no image has two captions that could be joined")
+    dev = with_captions(dev, config.captions)
     return TrainingData(
         config.data,
         train,
@@ -341,4 +353,5 @@ def _open_stream(
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
     for line in left_out[:5]:
         logger.info(f"check: {line}")
+    dev = with_captions(dev, config.captions)
     return TrainingData(config.data, stream, dev, left_out, {}, dev_source=config.dev_data)

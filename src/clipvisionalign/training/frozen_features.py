@@ -187,7 +187,7 @@ def load_frozen_caption_features(
     """Outputs of a frozen text tower for the captions of both splits.
 
     They are computed once by the main process and kept on disk; of training captions also the outputs of all tokens,
-    for a design that scores pairs. A stream's are not kept.
+    for a design that scores pairs. A stream's are not kept, nor are joined ones, which are others in each epoch.
 
     Args:
         config: The settings of the run.
@@ -206,7 +206,8 @@ def load_frozen_caption_features(
         return None, None
     root, tower = cache_folder(config.cache), aligner.text_tower
     requests: list[tuple[CaptionedImages, bool]] = []
-    if isinstance(data.train, CaptionedImages):
+    keeps_train = isinstance(data.train, CaptionedImages) and not data.joined
+    if isinstance(data.train, CaptionedImages) and keeps_train:
         requests.append((data.train, aligner.late is not None))
     if not config.profile:
         requests.append((data.dev, False))
@@ -222,7 +223,7 @@ def load_frozen_caption_features(
     if caches is None:
         logger.info(f"{room}: captions go through the tower in every epoch")
         return None, None
-    train = caches[0] if isinstance(data.train, CaptionedImages) else None
+    train = caches[0] if keeps_train else None
     return train, None if config.profile else caches[-1]
 
 

@@ -141,7 +141,7 @@ def split_halves(data: CaptionedImages) -> DevHalves | None:
         The halves; None where there is too little to be halved.
     """
     keys = [f"identity {row.identity}" if row.identity is not None else f"image {row.name}" for row in data.rows]
-    texts = [[normalize_caption(caption) for caption in row.captions] for row in data.rows]
+    texts = [[normalize_caption(caption) for caption in row.parts or row.captions] for row in data.rows]
     positives = positives_of(data)
     none: list[list[str]] = [[]] * len(data)
     attempts = {"images of one identity or with a caption in common": texts, "images of one identity": none}

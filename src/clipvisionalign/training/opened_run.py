@@ -55,7 +55,8 @@ class OpenedRun:
 
     def header(self) -> dict[str, Any]:
         """What a report on this run begins with."""
-        return {"run": display_name(self.run), "data": self.source, "split": self.split}
+        header = {"run": display_name(self.run), "data": self.source, "split": self.split}
+        return header if self.data.caption_mode == "each" else header | {"texts": self.data.caption_mode}
 
     def differences_entry(self) -> dict[str, str]:
         """The differences as an entry of a report; empty where there are none."""
@@ -179,7 +180,7 @@ def decodable_images(data: CaptionedImages, part: CaptionedImages) -> CaptionedI
 
 def open_run(
     run: str, source: str = "", layout: str = "auto", identity: str | None = None, split: str = "dev",
-    device: str = "auto", candidates: int | None = None,
+    device: str = "auto", candidates: int | None = None, captions: str | None = None,
 ) -> OpenedRun:  # fmt: skip
     """Open a run and a data set to measure it on.
 
@@ -191,10 +192,12 @@ def open_run(
         split: the split to measure.
         device: for the model.
         candidates: of the evaluation to come, if there are any.
+        captions: "each" or "joined", as in `RunConfig`; None for the run's setting.
 
     Raises:
         DataError: the data set cannot be read.
-        ValueError: the settings of the run cannot be read, or its design has nothing to re-rank candidates with.
+        ValueError: the settings of the run cannot be read, its design has nothing to re-rank candidates with, or
+            `captions` cannot be joined by this `identity`.
         FileNotFoundError: the folder is no run.
 
     Returns:
@@ -205,7 +208,7 @@ def open_run(
     run = resolve_run(run)
     # Data first: its faults are found before a model is loaded.
     check_run(run, candidates)
-    data = read_data_of_run(run, source, layout, identity, split)
+    data = read_data_of_run(run, source, layout, identity, split, captions)
     data.split(split)
     aligner = load_aligner(run, device)
     aligner.show_progress = True

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes
+from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.data.run_data import data_record, run_chain
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages, TrainedOnMatch
@@ -128,6 +129,7 @@ def _note_by_source(run: Path, by: str, part: CaptionedImages) -> TrainedNote | 
 
 def _were_trained_on(about: dict[str, Any], part: CaptionedImages) -> bool:
     """Whether images are the training split of a run, by what its data.json has: as it was read, or as it was used."""
+    part = with_captions(part, "each")
     contents = about.get("as_read", {}).get("train")
     if about.get("train", {}).get("fingerprint") == part.fingerprint():
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError
+from clipvisionalign.data.joined_captions import gallery_texts
 from clipvisionalign.images import ImageError, ImageSource
 from clipvisionalign.json_io import read_json
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
@@ -139,10 +140,15 @@ def _training_rows(data: TrainingData) -> Iterator[tuple[ImageSource, list[str]]
     """Training images with their captions: some of a data set by a hash of their names, or the first of a stream."""
     if isinstance(data.train, CaptionedImages):
         few = data.train if len(data.train) <= MAX_IMAGES else data.train.first_by_hash(MAX_IMAGES)
-        yield from ((row.image, list(row.captions)) for row in few.rows)
+        yield from ((row.image, _texts(row.captions, data)) for row in few.rows)
         return
     good = (sample for sample in data.train.samples() if not sample.error and sample.captions)
-    yield from ((sample.image, list(sample.captions)) for sample in islice(good, MAX_IMAGES))
+    yield from ((sample.image, _texts(sample.captions, data)) for sample in islice(good, MAX_IMAGES))
+
+
+def _texts(captions: Sequence[str], data: TrainingData) -> list[str]:
+    """What stands for an image's captions: these, or where captions are joined the texts of a gallery."""
+    return list(gallery_texts(captions) if data.joined else captions)
 
 
 def _encode_readable(aligner: Aligner, images: list[ImageSource]) -> tuple[Tensor, list[int]]:

@@ -86,6 +86,8 @@ def evaluate_run(
     distributed.run_on_main(lambda: evaluation.save_ranks(out / RANKS_FILE))
     best_by = "last epoch" if keeps_last_epoch(config) else config.best_by
     header = {"run": str(out), "data": config.data, "split": "dev"}
+    if dev.data.caption_mode != "each":
+        header["texts"] = dev.data.caption_mode
 
     def init_run() -> InitRun:
         # A run from before this was recorded finds it out now.

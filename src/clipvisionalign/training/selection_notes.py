@@ -8,7 +8,8 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes
-from clipvisionalign.data.run_data import is_unfinished
+from clipvisionalign.data.joined_captions import with_captions
+from clipvisionalign.data.run_data import is_unfinished, texts_of_run
 
 
 def nothing_chosen(chosen: dict[str, Any], epochs: int) -> bool:
@@ -87,7 +88,8 @@ def in_sample_note(run: Path, data: CaptionedImages) -> str | None:
             "epoch" if is_unfinished(run) else "epoch (and, with a late interaction, the weights of its pairs' parts)"
         )
     message = f"by these images was chosen: the run's {what}; its figure on them is in-sample"
-    if chosen.get("by") == "halves" and not differing:
+    same_texts = data.caption_mode == texts_of_run(run)
+    if chosen.get("by") == "halves" and not differing and same_texts:
         message += f"; cross-fitted, its rsum is {saved_results['rsum']['value']:.1f} (results.json)"
     return message
 
@@ -143,6 +145,8 @@ def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:
     data_file = run / "data.json"
     dev = json.loads(data_file.read_text()).get("dev", {}) if data_file.is_file() else {}
     if "contents" in dev:
-        return changed_keys(dev["contents"], dataset_hashes(data))
+        if data.identity == "caption" and texts_of_run(run) == "joined":
+            data = data.with_identity("auto")
+        return changed_keys(dev["contents"], dataset_hashes(with_captions(data, texts_of_run(run))))
     # A run from before contents were recorded: images by their sizes.
     return [] if dev.get("fingerprint") == data.fingerprint() else ["captions", "partners", "pictures"]

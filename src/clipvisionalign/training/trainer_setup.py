@@ -191,7 +191,7 @@ class TrainerSetup:
         has_captions = (caption_features or self._dev_caption_features) is not None
         self._uses_cache = [self.image_features is not None, has_captions]
         self.lookup = FeatureLookup(self.image_features, caption_features, processes.device)
-        self.batches = data.batches(config.augment, aligner, self.image_features)
+        self.batches = data.batches(config.augment, aligner, self.image_features, config.seed)
         data.count_cut_captions(aligner, self.batches)
         if len(self.batches) < processes.world_size:
             detail = f"{len(self.batches)} images for {processes.world_size} processes: each needs one a step"

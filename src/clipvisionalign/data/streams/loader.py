@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from clipvisionalign.batch import Batch, ImageLoader, Tokenize, TruncationStats, decode_pixels, group_by_length, seeded
 from clipvisionalign.data.batches import SINGLE_PROCESS, ProcessRank, local_batch_size, steps_in_epoch
 from clipvisionalign.data.captioned import DataError, IdentityMode, hash_text, text_id
+from clipvisionalign.data.joined_captions import training_text
 from clipvisionalign.data.loader import iterate_dataset
 from clipvisionalign.data.streams.samples import Sample
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream
@@ -38,6 +39,8 @@ class StreamedBatches(IterableDataset[Batch]):
         load_image: From an image to a tensor; None if no image is opened.
         identity: Which captions belong to which images, see `IdentityMode`; equal captions are known within a step
             only.
+        joined_seed: Seed by which captions of an image are joined to one text, another one in each epoch; None for
+            each caption as it is.
     """
 
     def __init__(
@@ -47,8 +50,9 @@ class StreamedBatches(IterableDataset[Batch]):
         pad: int,
         load_image: ImageLoader | None,
         identity: IdentityMode = "auto",
+        joined_seed: int | None = None,
     ) -> None:
-        self.identity = identity
+        self.identity, self.joined_seed = identity, joined_seed
         self.stream, self.tokenize, self.pad, self.load_image = stream, tokenize, pad, load_image
         self.tokenise_seconds = 0.0
         #: An epoch as it is being read: batch size, epoch, seed, steps to read past, share.
@@ -165,7 +169,14 @@ class StreamedBatches(IterableDataset[Batch]):
         for _ in islice(samples, sum(sizes[:done])):
             pass
         for size in sizes[done:]:
-            yield self._make_batch(list(islice(samples, size)), seed)
+            yield self._make_batch([self._joined(sample, epoch) for sample in islice(samples, size)], seed)
+
+    def _joined(self, sample: Sample, epoch: int) -> Sample:
+        """The sample with the text that it has in an epoch, where captions are joined; else as it is."""
+        if self.joined_seed is None or sample.error:
+            return sample
+        text = training_text(sample.captions, self.joined_seed, epoch, sample.name)
+        return replace(sample, captions=(text,))
 
     def _make_batch(self, samples: list[Sample], seed: int) -> Batch:
         skipped = [f"{sample.name}: {sample.error}" for sample in samples if sample.error]

@@ -45,7 +45,8 @@ class EqualCaptions(Block):
 
 
 class DataSummary(Block):
-    """The data set; contents: hashes of its captions, images and positives; drawn: whether its images are scenes."""
+    """The data set; contents: hashes of its captions, images and positives; drawn: whether its images are scenes;
+    texts: "joined" where several captions of an image are one text."""
 
     source: str
     layout: str
@@ -55,6 +56,7 @@ class DataSummary(Block):
     contents: dict[str, str] | None = None
     gallery: Gallery
     identity: str | None = None
+    texts: str | None = None
     equal_captions: EqualCaptions | None = None
     drawn: bool | None = None
     left_out: tuple[str, ...]
