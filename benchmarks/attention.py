@@ -144,7 +144,7 @@ def sliding_window_variants(folder: Path) -> list[dict[str, Any]]:
 
         dense, sliding = tower(kind, folder), tower(kind, folder, "sliding")
         # The dense rival needs positions of the same number, or it could not read 4,096 tokens at all.
-        extend_positions(dense.encoder, 4096)
+        extend_positions(dense.encoder)
         for length in (64, 512, 1024, 2048, 4096):
             q, k, v = (torch.randn(1, length, heads, head).transpose(1, 2) for _ in range(3))
             global_positions = torch.zeros(1, 1, dtype=torch.long)
@@ -185,7 +185,7 @@ def one_memory(kind: str, length: int, folder: Path) -> float:
         name, _, attention = kind.partition(", ")
         ours = tower(name, folder, attention or "dense")
         if name != "longformer":
-            extend_positions(ours.encoder, 4096)
+            extend_positions(ours.encoder)
         work = partial(ours, ids, mask, want_tokens=False)
     with torch.inference_mode():
         if kind == "transformers Longformer":

@@ -14,10 +14,12 @@ from tolerance import assert_as_exact, assert_rounds_to, assert_same, in_float64
 from clipvisionalign import load_aligner
 from clipvisionalign.batch import group_by_length
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.caption_tokenizer import open_tokenizer
 from clipvisionalign.models.fusion import Fusion, FusionConfig
 from clipvisionalign.models.hub import WeightsNotFound
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
 from clipvisionalign.models.image_weights import find_image_weights
+from clipvisionalign.models.positions import stretch_positions
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig, pool
 from clipvisionalign.models.text_weights import find_text_folder
 
@@ -236,9 +238,9 @@ def test_a_window_over_the_whole_caption_is_dense_attention(tmp_path, text_folde
 @pytest.mark.parametrize("kind", ["distilbert", "bert", "roberta"])
 def test_a_sliding_window_variant_has_positions_for_4096_tokens(tmp_path, text_folder, kind):
     save_encoder(tmp_path, kind, text_folder)
-    dense = TextTower(TextTowerConfig(str(tmp_path), max_tokens=4096)).eval()
+    dense = TextTower(TextTowerConfig(str(tmp_path))).eval()
     sliding = TextTower(TextTowerConfig(str(tmp_path), attention="sliding", window=8, max_tokens=4096)).eval()
-    assert (dense.max_tokens, sliding.max_tokens) == (dense.max_positions, 4096)
+    assert sliding.max_tokens == 4096
     learned = dense.encoder.embeddings.position_embeddings.weight[-dense.max_positions :]
     table = sliding.encoder.embeddings.position_embeddings.weight[-4096:]
     assert (table[: dense.max_positions] == learned).all()
@@ -260,6 +262,59 @@ def test_a_sliding_window_variant_has_positions_for_4096_tokens(tmp_path, text_f
         assert torch.equal(again.eval()(ids[1:, :1000], mask[1:, :1000]).pooled, alone.pooled)
 
 
+@pytest.mark.parametrize("kind", ["distilbert", "bert", "roberta"])
+def test_a_dense_encoder_reads_captions_beyond_its_own_limit(tmp_path, text_folder, kind):
+    """Captions within it keep their vectors, longer ones are read to the last word, and a saved one is the same."""
+    save_encoder(tmp_path, kind, text_folder)
+    own = TextTower(TextTowerConfig(str(tmp_path))).eval()
+    longer = TextTower(TextTowerConfig(str(tmp_path), max_tokens=1000)).eval()
+    within = own.max_positions
+    assert (longer.max_positions, longer.max_tokens) == (4096, 1000)
+    assert open_tokenizer(tmp_path, 1000).max_tokens == 1000
+    ids = torch.randint(5, 20, (2, 1000))
+    ids[1] = ids[0]
+    ids[1, -1] = 4 + (ids[0, -1] - 3) % 16
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        same = [tower(ids[:1, :within], mask[:1, :within]).pooled for tower in (own, longer)]
+        assert torch.equal(*same)
+        vectors = longer(ids, mask).pooled
+    assert not torch.allclose(vectors[0], vectors[1], atol=1e-6)
+    longer.save(tmp_path / "saved")
+    again = TextTower(TextTowerConfig(str(tmp_path), max_tokens=1000), tmp_path / "saved", False)
+    again.encoder.load_state_dict(longer.encoder.state_dict())
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(ids, mask).pooled, vectors)
+
+
+@pytest.mark.parametrize("attention", ["dense", "sliding"])
+def test_positions_of_an_encoder_by_name_are_stretched_as_those_of_a_pretrained_model(tmp_path, text_folder, attention):
+    save_encoder(tmp_path, "roberta", text_folder)
+    learned = TextTower(TextTowerConfig(str(tmp_path))).encoder.embeddings.position_embeddings.weight[2:]
+    config = TextTowerConfig(str(tmp_path), attention=attention, max_tokens=4096)
+    tower = TextTower(config, positions="stretched")
+    assert tower.max_tokens == 20 + 4 * (len(learned) - 20)
+    assert torch.equal(tower.encoder.embeddings.position_embeddings.weight[2:], stretch_positions(learned))
+    assert torch.equal(tower.encoder.embeddings.position_embeddings.weight[2:22], learned[:20])
+
+
+def test_an_encoder_whose_positions_cannot_be_extended_says_so(tmp_path, text_folder):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(text_folder)
+    shape = transformers.MPNetConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.AutoModel.from_config(shape).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert TextTower(TextTowerConfig(str(tmp_path), max_tokens=500)).max_tokens == 62
+    with pytest.raises(
+        ValueError, match="positions of an encoder of the kind 'mpnet' cannot be repeated: leave --model"
+    ):
+        TextTower(TextTowerConfig(str(tmp_path), max_tokens=500), positions="repeated")
+
+
 def test_an_encoder_without_windows_says_so(tmp_path, text_folder):
     import transformers
 
@@ -275,10 +330,11 @@ def test_an_encoder_without_windows_says_so(tmp_path, text_folder):
     assert tower(torch.full((1, 5), 7), torch.ones(1, 5, dtype=torch.long)).pooled.shape == (1, 32)
 
 
-def test_long_captions_are_cut_not_fatal(text_folder):
-    tower = TextTower(TextTowerConfig(str(text_folder), max_tokens=500))
-    assert tower.max_tokens == 128
-    assert len(tower.tokenize(["dog " * 1000])[0]) == 128
+@pytest.mark.parametrize(("asked", "limit"), [(None, 128), (20, 20), (500, 500), (5000, 4096)])
+def test_long_captions_are_cut_not_fatal(text_folder, asked, limit):
+    tower = TextTower(TextTowerConfig(str(text_folder), max_tokens=asked))
+    assert tower.max_tokens == limit
+    assert len(tower.tokenize(["dog " * 5000])[0]) == limit
     assert tower.tokenize([]) == []
 
 

@@ -13,7 +13,7 @@ from test_pretrained import TOLERANCE, drawn_images
 from clipvisionalign.models.aligner import Aligner, AlignerConfig, TowerOutputCache
 from clipvisionalign.models.causal_attention import causal_attention
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.models.pretrained.designs import stretch_positions
+from clipvisionalign.models.positions import stretch_positions
 from clipvisionalign.models.text_tower import TextTowerConfig
 from clipvisionalign.training.feature_cache import tower_fingerprint
 

@@ -11,7 +11,7 @@ import yaml
 from clipvisionalign.cli import main
 from clipvisionalign.cli.train import train_parser
 from clipvisionalign.models.aligner_config import DEFAULT_WIDTH
-from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS
+from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS
 from clipvisionalign.study.config import Plan, Variant, trials_of
 from clipvisionalign.study.trial_checks import settings_hash
 from clipvisionalign.training.config import SECTIONS, RunConfig, flatten_sections

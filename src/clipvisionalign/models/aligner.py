@@ -131,7 +131,8 @@ class Aligner(EncodingModel):
         if config.design == "sparse":
             text_config = replace(text_config, attention="sliding")
         self.image_tower = ImageTower(config.image_tower, load_weights, None if run is None else run / IMAGE_FOLDER)
-        self.text_tower = TextTower(text_config, None if run is None else run / TEXT_FOLDER, load_weights)
+        text_folder = None if run is None else run / TEXT_FOLDER
+        self.text_tower = TextTower(text_config, text_folder, load_weights, config.positions)
         self.config = replace(
             config,
             image_tower=replace(config.image_tower, revision=self.image_tower.config.revision),

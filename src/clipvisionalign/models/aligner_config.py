@@ -8,8 +8,9 @@ from typing import Any, Literal
 from clipvisionalign.models.fusion import FusionConfig
 from clipvisionalign.models.image_tower import ImageTowerConfig
 from clipvisionalign.models.late_interaction import LateConfig
-from clipvisionalign.models.pretrained import Positions
-from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS, TextTowerConfig
+from clipvisionalign.models.positions import Positions
+from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS
+from clipvisionalign.models.text_tower import TextTowerConfig
 
 #: Width of the common space of two towers by name, if the settings do not tell.
 DEFAULT_WIDTH = 256
@@ -34,8 +35,9 @@ class AlignerConfig:
         pretrained: a dual encoder to start from, with its own towers, heads, temperature, tokenizer and preprocessing,
             in the place of `image_tower` and `text_tower`: a folder in transformers' or open_clip's layout, or a hub
             name such as openai/clip-vit-base-patch32, also with @REVISION. "" for none.
-        positions: positions of a pretrained text tower: its "own" (77 of CLIP); "stretched" to 248 as by Long-CLIP, the
-            first 20 kept; or "repeated" to 4,096.
+        positions: positions of the text tower: its "own" (77 of CLIP, 512 of BERT's kin); "stretched" as by Long-CLIP
+            (to 248 and 1,988), the first 20 kept; or "repeated" to 4,096, as they also are in a text tower of BERT's
+            kin with sliding windows, or whose `max_tokens` is above 128 and its own.
     """
 
     design: Literal["self", "sparse", "late", "cross"] = "self"

@@ -18,8 +18,8 @@ from clipvisionalign.models.pretrained import (
     open_caption_tokenizer,
 )
 from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER
-from clipvisionalign.models.text_families import max_positions
-from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS, silence_transformers
+from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS, extends_positions, max_positions
+from clipvisionalign.models.text_tower import silence_transformers
 from clipvisionalign.models.text_weights import find_text_folder
 from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
 from clipvisionalign.models.weights import IsDualEncoder
@@ -93,7 +93,11 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
     limit = max_tokens or own_limit or DEFAULT_MAX_TOKENS
     silence_transformers()
     encoder_config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return CaptionTokenizer(load_tokenizer(folder), min(limit, max_positions(encoder_config)))
+    positions = max_positions(encoder_config)
+    if folder != run / TEXT_FOLDER:
+        # By name: a run's own folder has the positions that it was given.
+        positions = count_positions(positions, extends_positions(encoder_config, limit, recorded.positions))
+    return CaptionTokenizer(load_tokenizer(folder), min(limit, positions))
 
 
 def _find_folder(name: str) -> Path:

@@ -1,7 +1,7 @@
 """The sliding-window variant of an encoder: this project's attention in transformers' encoders, and longer positions.
 
 The encoder keeps its weights; each token sees a window, the first token all and all see it, and the learned positions
-are repeated.
+are repeated (`positions.py`), as are those of an encoder with its own attention that is to read longer captions.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.models.attention import attention
+from clipvisionalign.models.positions import Positions, count_positions, extend_table
 from clipvisionalign.models.text_families import position_offset
 
 #: Under this name transformers' encoders call `attention`.
 ATTENTION_NAME = "clipvisionalign"
-
-#: Positions of the sliding-window variant: the learned ones repeated, as Longformer was made from RoBERTa (section 5).
-SLIDING_POSITIONS = 4096
 
 
 def transformers_attention(
@@ -49,17 +47,15 @@ def transformers_attention(
 
 
 @torch.no_grad()
-def extend_positions(encoder: Any, length: int) -> None:
-    """Give an encoder more positions, by repeating the learned ones; one that has as many is left as it is.
+def extend_positions(encoder: Any, how: Positions = "repeated") -> None:
+    """Give an encoder more positions; one that has as many is left as it is.
 
     Args:
         encoder: An encoder of transformers with learned positions, which is changed in place.
-        length: Number of tokens that it gets positions for.
+        how: As of `extend_table`.
 
     Raises:
         ValueError: It has no table of positions.
-
-    Source: Beltagy, Peters and Cohan, "Longformer", arXiv:2004.05150, section 5.
     """
     embeddings: Any = getattr(encoder, "embeddings", None)
     embedding = getattr(embeddings, "position_embeddings", None)
@@ -68,11 +64,11 @@ def extend_positions(encoder: Any, length: int) -> None:
     # RoBERTa's first rows stand for padding, and are not repeated.
     offset = position_offset(encoder)
     learned = embedding.weight[offset:]
+    length = count_positions(len(learned), how)
     if len(learned) >= length:
         return
-    repeated = learned.repeat(-(-length // len(learned)), 1)[:length]
     extended = nn.Embedding(offset + length, embedding.embedding_dim, padding_idx=embedding.padding_idx)
-    extended.weight.copy_(torch.cat([embedding.weight[:offset], repeated]))
+    extended.weight.copy_(torch.cat([embedding.weight[:offset], extend_table(learned, how)]))
     embeddings.position_embeddings = extended
     encoder.config.max_position_embeddings = offset + length
     for name, fill in (

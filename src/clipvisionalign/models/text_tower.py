@@ -19,25 +19,20 @@ from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.longformer import Longformer
-from clipvisionalign.models.sliding_window import (
-    ATTENTION_NAME,
-    SLIDING_POSITIONS,
-    extend_positions,
-    transformers_attention,
-)
+from clipvisionalign.models.positions import Positions
+from clipvisionalign.models.sliding_window import ATTENTION_NAME, extend_positions, transformers_attention
 from clipvisionalign.models.text_families import (
+    DEFAULT_MAX_TOKENS,
     check_encoder,
     check_is_encoder,
     check_vocabulary,
+    extends_positions,
     max_positions,
     supports_custom_attention,
 )
 from clipvisionalign.models.text_weights import EMBEDDED_TEXT, find_text_weights
 from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
 from clipvisionalign.models.weights import WeightsOrigin
-
-#: Where captions are cut if the settings do not tell, for a text tower by name.
-DEFAULT_MAX_TOKENS = 128
 
 
 @dataclass
@@ -52,8 +47,9 @@ class TextTowerConfig:
             own windows either way).
         window: tokens that a token sees under "sliding", half of them on either side.
         pooling: "mean" over the tokens, "first" token, or "auto": first for Longformer, else mean.
-        max_tokens: longer captions are cut; never above what the encoder has positions for. Not given: 128, and for a
-            pretrained dual encoder all of its positions.
+        max_tokens: longer captions are cut. An encoder of BERT's kin with fewer positions gets more, see `positions`
+            of the model; of any other it is never above what the encoder has. Not given: 128, and for a pretrained
+            dual encoder all of its positions.
         dropout: dropout of the encoder while training; below 0 for the encoder's own.
         revision: branch, tag or commit of the hub's repository; "" for the main branch. A run records the commit.
     """
@@ -89,20 +85,26 @@ class TextTower(nn.Module):
         config: The settings.
         folder: Where config.json and the tokenizer are; None to find them by the config's name.
         load_weights: Whether the encoder's weights are loaded; without, they come later, from an aligner's own file.
+        positions: As of `extend_table`; "own" repeats them where the config asks for longer captions, and for sliding
+            windows. An encoder that was saved has its positions already.
 
     Raises:
         WeightsNotFound: There is no such encoder.
         ValueError: The folder has another layout, the model is no bidirectional encoder, or it cannot be given the
-            sliding windows that the config asks for.
+            sliding windows or the positions that are asked for.
     """
 
-    def __init__(self, config: TextTowerConfig, folder: Path | None = None, load_weights: bool = True) -> None:
+    def __init__(
+        self, config: TextTowerConfig, folder: Path | None = None, load_weights: bool = True,
+        positions: Positions = "own",
+    ) -> None:  # fmt: skip
         super().__init__()
         if config.attention == "sliding" and config.window < 2:
             raise ValueError(f"--model.text_tower.window {config.window}: a sliding window needs 2 tokens or more")
         self.config = config
         #: Where the weights came from.
         self.origin = WeightsOrigin("files", config.name)
+        is_saved = folder is not None
         if folder is None:
             weights = find_text_weights(config.name, config.weights, config.revision)
             folder, self.origin = weights.folder, weights.origin
@@ -110,6 +112,8 @@ class TextTower(nn.Module):
                 self.config = replace(config, revision=weights.origin.revision)
         source = folder
         self.encoder = _build_encoder(source, config, load_weights and config.weights != "random")
+        if not is_saved:
+            _extend_positions(self.encoder, config, positions, source)
         self.tokenizer = load_tokenizer(source)
         self.pad: int = self.tokenizer.pad_token_id or 0
         check_vocabulary(self.encoder, self.tokenizer, source)
@@ -255,15 +259,29 @@ def _build_encoder(source: Path, config: TextTowerConfig, load_weights: bool) ->
         else:
             encoder = _from_config(auto_model, source, encoder_config, options)
         if config.attention == "sliding":
-            # A saved one has its positions already, as many as its weights have rows for.
-            extended = hasattr(encoder_config, "attention_window")
             encoder.config.attention_window = config.window
-            if not extended:
-                extend_positions(encoder, SLIDING_POSITIONS)
     if getattr(encoder, "pooler", None) is not None:
         # It was trained for sentence pairs; the projection head takes its place. Some encoders call it in any case.
         encoder.pooler = None if supports_custom_attention(encoder_config) else nn.Identity()
     return encoder.float()
+
+
+def _extend_positions(encoder: Any, config: TextTowerConfig, positions: Positions, source: Path) -> None:
+    """Give an encoder that is opened by its name the positions that it lacks. Raises ValueError where it cannot be."""
+    encoder_config = encoder.config
+    if not supports_custom_attention(encoder_config):
+        if positions != "own":
+            raise ValueError(
+                f"{source}: the positions of an encoder of the kind '{encoder_config.model_type}' cannot be "
+                f"{positions}: leave --model.positions out, or name one of BERT's kin, such as distilbert-base-uncased"
+            )
+        return
+    if config.attention == "sliding":
+        how: Positions = "repeated" if positions == "own" else positions
+    else:
+        how = extends_positions(encoder_config, config.max_tokens or DEFAULT_MAX_TOKENS, positions)
+    if how != "own":
+        extend_positions(encoder, how)
 
 
 def _from_config(auto_model: Any, source: Path, encoder_config: Any, options: dict[str, Any]) -> Any:

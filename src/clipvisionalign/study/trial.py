@@ -84,10 +84,10 @@ def _tower_cache(
     if tower_caches is None or config.init or has_random_tower:
         return None
     sparse, pairs = model.design == "sparse", model.design in ("late", "cross")
-    towers: tuple[Any, ...] = (model.image_tower, model.text_tower, sparse)
+    towers: tuple[Any, ...] = (model.image_tower, model.text_tower, sparse, model.positions)
     if model.pretrained:
         # Patches of its image tower are pooled for designs that score pairs.
-        towers += (model.pretrained, model.positions, pairs)
+        towers += (model.pretrained, pairs)
     return tower_caches.setdefault(repr((*towers, config.device, purpose)), TowerOutputCache())
 
 

@@ -14,7 +14,7 @@ from clipvisionalign.data.hashes import hash_parts, run_hash
 from clipvisionalign.data.run_data import data_record
 from clipvisionalign.log import Log, log_to
 from clipvisionalign.models.aligner_config import AlignerConfig
-from clipvisionalign.models.text_tower import DEFAULT_MAX_TOKENS
+from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS
 from clipvisionalign.study.config import Trial
 from clipvisionalign.training.checkpoint import list_checkpoints
 from clipvisionalign.training.config import RunConfig

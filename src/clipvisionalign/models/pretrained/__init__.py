@@ -3,12 +3,8 @@
 Kept of each: projection heads, tokenizer with its padding, pooling, causal attention, scale, bias and preprocessing.
 """
 
-from clipvisionalign.models.pretrained.designs import (
-    Positions,
-    count_positions,
-    extend_positions,
-    start_from_projections,
-)
+from clipvisionalign.models.positions import Positions, count_positions
+from clipvisionalign.models.pretrained.designs import extend_positions, start_from_projections
 from clipvisionalign.models.pretrained.families import (
     is_dual_encoder,
     is_model_folder,
