@@ -22,6 +22,7 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.run_data import recognised
+from clipvisionalign.data.scene_difficulty import SceneDifficulty
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.log import log_to
 from clipvisionalign.study import assemble, budget, runner
@@ -64,7 +65,9 @@ def world(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
 
 
 REFUSED: dict[str, list[str]] = {
-    "scenes": ["other", "other --images 5", "new --images 0", "new --size 3", "new --images many", "plan.yaml"],
+    "scenes": ["other", "other --images 5", "new --images 0", "new --size 3", "new --images many", "plan.yaml",
+               "new --images 5 --train 5", "new --dev 0", "new --groups 9", "new --relations 2 --captions 1", "new --tokens 512",
+               "new --classes shape --test 90", "new --captions 1 --tokens 99", "new --needle end"],
     "check": ["nowhere", "data --layout nothing", "data --max-tokens 3", "data --write-splits plan.yaml",
               "data --tokens nowhere --write-splits new.csv"],
     "shards": ["broken new", "nowhere new", "data new --per-shard 0", "data new --layout nothing"],
@@ -199,6 +202,7 @@ def test_other_scenes_than_those_that_are_drawn_are_refused(quick, tmp_path):
         replace(SCENES, scenes=61, drawing=Drawing(pixels=32)), replace(SCENES, drawing=Drawing(seed=8, pixels=32)),
         replace(SCENES, drawing=Drawing(pixels=40)), replace(SCENES, drawing=Drawing(pixels=32, plain=True)),
         replace(SCENES, drawing=Drawing(pixels=32, splits={"train": 30, "dev": 15, "test": 15})),
+        replace(SCENES, drawing=Drawing(pixels=32, splits=SPLITS, difficulty=SceneDifficulty(groups=4))),
     ]  # fmt: skip
     for other in others:
         for call in (run_study, estimate_study_time):

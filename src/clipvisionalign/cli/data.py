@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,37 @@ logger = logging.getLogger(__name__)
 def scenes_parser() -> argparse.ArgumentParser:
     """The parser of `scenes`."""
     parser = command_parser(
-        "scenes", description="Draw the built-in data set: scenes of shapes with five captions each."
+        "scenes",
+        description="Draw the built-in data set: scenes of shapes with five captions each, or as hard as the settings "
+        "ask for.",
     )
-    parser.add_argument("out", help="folder to write: images/, metadata.csv, scenes.jsonl")
-    parser.add_argument("--images", type=int, default=1000, help="scenes to draw (default 1000)")
+    parser.add_argument("out", help="folder to write: images/, metadata.csv, scenes.jsonl, scenes.json")
+    parser.add_argument("--images", type=int, help="scenes to draw (default 1000), a hash decides on their splits")
+    for split in ("train", "dev", "test"):
+        parser.add_argument(f"--{split}", type=int, metavar="N", help=f"scenes of {split}, instead of --images")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other scenes (default 0)")
     parser.add_argument("--size", type=int, default=224, help="pixels on a side (default 224)")
     parser.add_argument(
         "--classes", choices=("shape", "colour", "both"),
         help="class folders instead, train/circle/*.png and so on, for 'classify': what the images of a class share",
     )  # fmt: skip
+    parser.add_argument("--plain", action="store_true", help="every group is one large shape; two captions a scene")
+    hard = parser.add_argument_group("difficulty (recorded in scenes.json)")
+    hard.add_argument("--groups", type=int, metavar="N", help="groups of shapes in each scene, 2 to 6 (default 2 to 4)")
+    hard.add_argument(
+        "--captions", type=int, metavar="N", help="compose so many captions for each scene, 1 to 5, by the following"
+    )
+    for name, what in (
+        ("relations", "state how two groups lie to each other"),
+        ("negation", "name something that is absent"),
+        ("counts", "state the numbers of shapes"),
+    ):
+        hard.add_argument(f"--{name}", type=float, metavar="SHARE", help=f"share of captions, 0 to 1, that {what}")
+    hard.add_argument(
+        "--tokens", type=int, metavar="N",
+        help="long captions, 128 to 4096 tokens: the composed part stands among neutral sentences",
+    )  # fmt: skip
+    hard.add_argument("--needle", choices=("front", "middle", "back"), help="where it stands there (default back)")
     return parser
 
 
@@ -44,18 +65,35 @@ def scenes(arguments: list[str]) -> int:
 
     Returns:
         The exit status.
+
+    Raises:
+        ValueError: Arguments do not fit each other.
     """
     args = scenes_parser().parse_args(arguments)
     from clipvisionalign.data.scene_dataset import write_scenes
+    from clipvisionalign.data.scene_difficulty import SceneDifficulty, captions_per_scene
 
+    splits = {split: count for split in ("train", "dev", "test") if (count := getattr(args, split)) is not None}
+    names = [each.name for each in fields(SceneDifficulty)]
+    hard = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if splits and args.images is not None:
+        raise ValueError(f"--images has a hash divide the scenes, and --{next(iter(splits))} sets a split: give one")
+    if low := [split for split, count in splits.items() if count < 1]:
+        raise ValueError(f"--{low[0]}: at least 1 scene, or leave it out")
+    images = sum(splits.values()) or (1000 if args.images is None else args.images)
     if args.classes:
         from clipvisionalign.data.scene_classes import CLASSES_BY, write_scene_classes
 
-        folder = write_scene_classes(args.out, args.classes, args.images, args.seed, args.size)
-        print(f"{folder}: {count_noun(args.images, 'scene')} in {len(CLASSES_BY[args.classes])} classes")
+        if other := [*splits, *(["plain"] if args.plain else []), *hard]:
+            raise ValueError(f"--{other[0]} is of scenes with captions, and --classes draws class folders: give one")
+        folder = write_scene_classes(args.out, args.classes, images, args.seed, args.size)
+        print(f"{folder}: {count_noun(images, 'scene')} in {len(CLASSES_BY[args.classes])} classes")
         return 0
-    folder = write_scenes(args.out, args.images, args.seed, args.size)
-    print(f"{folder}: {count_noun(args.images, 'scene')} with {count_noun(5 * args.images, 'caption')}")
+    difficulty = SceneDifficulty(**hard)
+    folder = write_scenes(args.out, images, args.seed, args.size, args.plain, splits or None, difficulty)
+    sizes = f" ({', '.join(f'{split} {count:,}' for split, count in splits.items())})" if splits else ""
+    captions = images * captions_per_scene(args.plain, difficulty)
+    print(f"{folder}: {count_noun(images, 'scene')}{sizes} with {count_noun(captions, 'caption')}")
     return 0
 
 
@@ -107,6 +145,7 @@ def check(arguments: list[str]) -> int:
     from clipvisionalign.data.check import empty_splits, unused_files
     from clipvisionalign.data.formats import read_captioned_images
     from clipvisionalign.data.run_data import ReadOptions, is_data_of_run, read_options_of_run
+    from clipvisionalign.data.scene_dataset import read_scene_record
     from clipvisionalign.data.splits import SPLIT_RULE
 
     if args.max_tokens and not args.tokens:
@@ -121,7 +160,8 @@ def check(arguments: list[str]) -> int:
     if args.write_splits:
         kept, report = _with_new_splits(data, kept, report, args.write_splits, full=not args.quick)
     report.problems += empty_splits(kept)
-    report.notes = [*report.notes, *unused_files(data)]
+    scene_record = read_scene_record(args.data)
+    report.notes = [*report.notes, *unused_files(data), *([str(scene_record)] if scene_record else [])]
     truncation: dict[str, Any] = _cut_captions(kept, args.tokens, args.max_tokens) if args.tokens else {}
     if args.json:
         by_split = {split: stats.to_dict() for split, stats in truncation.items() if split != "max_tokens"}

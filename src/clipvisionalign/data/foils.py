@@ -22,7 +22,8 @@ from typing import Any
 
 from clipvisionalign.data.captioned import CaptionedImages, DataError, normalize_caption
 from clipvisionalign.data.joined_captions import with_captions
-from clipvisionalign.data.scene_dataset import read_scenes
+from clipvisionalign.data.scene_dataset import read_scenes, scene_difficulty
+from clipvisionalign.data.scene_descriptions import lengthen
 from clipvisionalign.data.scenes import COUNT_WORDS, SHAPE_COLOURS, Group, Scene, spatial_relation
 from clipvisionalign.data.text_files import decode, split_lines
 
@@ -228,7 +229,8 @@ def make_minimal_pairs(data: CaptionedImages, limit: int = 0, seed: int = 0) -> 
     """The minimal pairs of a data set: of its drawn scenes, else of its captions.
 
     A foil that is equal, word by word, to a caption that belongs to the image (see `IdentityMode`) is not false of it,
-    and is left out. Of joined captions the single ones are taken.
+    and is left out. Of joined captions the single ones are taken. Where captions of scenes are long, both texts of a
+    pair are, and differ at their needles only.
 
     Args:
         data: The data set.
@@ -239,12 +241,16 @@ def make_minimal_pairs(data: CaptionedImages, limit: int = 0, seed: int = 0) -> 
         The pairs, in the order of the images.
     """
     scenes, data = read_scenes(data.source), with_captions(data, "each")
+    difficulty = scene_difficulty(data.source)
     pairs = []
     identity = data.image_identity
     for row_index, (row, positive_texts) in enumerate(zip(data.rows, data.positive_texts(), strict=True)):
         candidates: dict[str, tuple[str, str]] = {}
         if row.name in scenes:
-            candidates = {kind: (foil.caption, foil.foil) for kind, foil in scene_foils(scenes[row.name]).items()}
+            candidates = {
+                kind: (lengthen(foil.caption, difficulty), lengthen(foil.foil, difficulty))
+                for kind, foil in scene_foils(scenes[row.name]).items()
+            }
         elif not scenes:
             for caption in row.captions:
                 for kind, foil in caption_foils(caption).items():

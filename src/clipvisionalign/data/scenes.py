@@ -77,7 +77,7 @@ class Scene:
 
     Args:
         background: A key of `BACKGROUNDS`.
-        groups: Two to four groups, each in a cell of its own.
+        groups: Two groups or more, each in a cell of its own.
         seed: Places and turns the shapes within their cells, and selects the words of its captions.
     """
 
@@ -130,27 +130,29 @@ def swap_first_groups(scene: Scene) -> Scene:
     return replace(scene, groups=(*swapped, *others), seed=scene.seed + 1)
 
 
-def random_scene(rng: random.Random) -> Scene:
-    """Two to four groups that differ in shape or colour, each in a cell of its own.
+def random_scene(rng: random.Random, groups: int = 0) -> Scene:
+    """Groups that differ in shape or colour, each in a cell of its own.
 
     Args:
         rng: The source of randomness.
+        groups: Number of groups, at most 9; 0 for two to four.
 
     Returns:
         The scene, which `draw_scene` draws and `scene_captions` describes.
     """
-    cells = rng.sample([(column, row) for column in range(3) for row in range(3)], rng.choice((2, 2, 3, 3, 4)))
+    groups = groups or rng.choice((2, 2, 3, 3, 4))
+    cells = rng.sample([(column, row) for column in range(3) for row in range(3)], groups)
     kinds: list[tuple[str, str]] = []
     while len(kinds) < len(cells):
         kind = (rng.choice(SHAPES), rng.choice(list(SHAPE_COLOURS)))
         if kind not in kinds:
             kinds.append(kind)
-    groups = []
+    drawn = []
     for (shape, colour), (column, row) in zip(kinds, cells, strict=True):
         count = rng.choice((1, 1, 1, 2, 3, 4))
         size = "small" if count > 1 else rng.choice(list(SIZES))
-        groups.append(Group(shape, colour, size, count, column, row))
-    return Scene(rng.choice(list(BACKGROUNDS)), tuple(groups), rng.randrange(1 << 30))
+        drawn.append(Group(shape, colour, size, count, column, row))
+    return Scene(rng.choice(list(BACKGROUNDS)), tuple(drawn), rng.randrange(1 << 30))
 
 
 def scene_captions(scene: Scene) -> list[str]:

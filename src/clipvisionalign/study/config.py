@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from pydantic import Field
 
 from clipvisionalign.data.captioned import CaptionMode, IdentityMode
+from clipvisionalign.data.scene_difficulty import SceneDifficulty
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.study.validation import NestedDataclass, validate_as
 from clipvisionalign.training.config import RunConfig
@@ -90,12 +91,14 @@ class Drawing:
         pixels: on a side.
         plain: every group is one large shape, with two captions a scene instead of five.
         splits: how many scenes each split gets, `scenes` in all; a hash of each name decides where this is empty.
+        difficulty: how many groups a scene has, and of what its captions consist.
     """
 
     seed: Count = 7
     pixels: Annotated[int, Field(ge=32)] = 224
     plain: bool = False
     splits: dict[str, Count] = field(default_factory=dict)
+    difficulty: SceneDifficulty = field(default_factory=SceneDifficulty)
 
 
 @dataclass
@@ -181,6 +184,8 @@ class Plan:
             del values["until"]
         if self.captions == "each":
             del values["captions"]
+        if self.drawing.difficulty == SceneDifficulty():
+            del values["drawing"]["difficulty"]
         return values
 
 

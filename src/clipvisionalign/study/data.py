@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.foils import MinimalPair, make_minimal_pairs, read_minimal_pairs
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.joined_captions import with_captions
-from clipvisionalign.data.scene_dataset import is_scene_dataset, random_scenes, read_scenes, write_scenes
+from clipvisionalign.data.scene_dataset import (
+    is_scene_dataset,
+    random_scenes,
+    read_scenes,
+    scene_difficulty,
+    write_scenes,
+)
+from clipvisionalign.data.scene_difficulty import captions_per_scene
 from clipvisionalign.data.split_file import split_file_path, write_splits_command
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.files import atomic_write, remove
@@ -161,8 +169,8 @@ def open_study_data(plan: Plan, study: Path, scenes_folder: Path) -> CaptionedIm
         else:
             _draw_scenes(scenes_folder, plan)
             logger.info(
-                f"{scenes_folder}: {plan.scenes:,} scenes drawn, {'two' if plan.drawing.plain else 'five'} "
-                "captions each"
+                f"{scenes_folder}: {plan.scenes:,} scenes drawn, "
+                f"{count_noun(captions_per_scene(plan.drawing.plain, plan.drawing.difficulty), 'caption')} each"
             )
     data = read_captioned_images(source, plan.layout, plan.group).with_identity(plan.identity)
     if plan.split not in data.split_sizes():
@@ -176,7 +184,9 @@ def _draw_scenes(folder: Path, plan: Plan) -> None:
     drawing = plan.drawing
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder, sync=False) as aside:
-        write_scenes(aside, plan.scenes, drawing.seed, drawing.pixels, drawing.plain, drawing.splits or None)
+        write_scenes(
+            aside, plan.scenes, drawing.seed, drawing.pixels, drawing.plain, drawing.splits or None, drawing.difficulty
+        )
 
 
 def _refuse_other_scenes(plan: Plan, study: Path, scenes_folder: Path) -> None:
@@ -184,8 +194,17 @@ def _refuse_other_scenes(plan: Plan, study: Path, scenes_folder: Path) -> None:
     existing, drawing = read_scenes(scenes_folder), plan.drawing
     expected = {
         name: scene
-        for name, _, scene in random_scenes(plan.scenes, drawing.seed, drawing.plain, drawing.splits or None)
+        for name, _, scene in random_scenes(
+            plan.scenes, drawing.seed, drawing.plain, drawing.splits or None, drawing.difficulty.groups
+        )
     }
+    if existing == expected and (recorded := scene_difficulty(scenes_folder)) != drawing.difficulty:
+        asked = asdict(drawing.difficulty)
+        differing = ", ".join(f"{name} {value}" for name, value in asdict(recorded).items() if value != asked[name])
+        raise FileExistsError(
+            f"{scenes_folder}: the captions of the scenes there are of another difficulty ({differing}); give another "
+            "--out, or the plan that they were drawn by"
+        )
     first_name = next(iter(existing), "")
     pixels = open_image(scenes_folder / first_name).width if (scenes_folder / first_name).is_file() else drawing.pixels
     if existing != expected or pixels != drawing.pixels:

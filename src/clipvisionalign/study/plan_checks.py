@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 from clipvisionalign.data.captioned import SPLITS
+from clipvisionalign.data.scene_difficulty import difficulty_faults
 from clipvisionalign.study.config import DESIGNS, Plan, variant_config
 from clipvisionalign.study.statistics import COMPARED_METRICS
 from clipvisionalign.study.validation import KeyPath, PlanError, suggest_name, validate_as
@@ -36,6 +37,8 @@ def check_plan(plan: Plan) -> None:
     for name in plan.drawing.splits:
         if name not in SPLITS:
             raise PlanError((("drawing", "splits", name), f"no such split{suggest_name(name, list(SPLITS))}"))
+    if faults := difficulty_faults(plan.drawing.difficulty):
+        raise PlanError(*((("drawing", "difficulty", name), message) for name, message in faults))
     scene_count = sum(plan.drawing.splits.values())
     if scene_count and scene_count != plan.scenes:
         raise PlanError((("drawing", "splits"), f"{scene_count} scenes in all, where 'scenes' is {plan.scenes}"))
