@@ -20,10 +20,10 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 
 from clipvisionalign.cli import main
 from clipvisionalign.images import ImageError
+from clipvisionalign.search.duplicate_decisions import read_decisions, read_keepers
 from clipvisionalign.search.duplicates import duplicate_report, neighbours
 from clipvisionalign.search.duplicates.appearance import Appearance, Thumbnails, compare, thumbnail_of
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups
-from clipvisionalign.search.duplicates.decision_file import read_decisions
 from clipvisionalign.search.duplicates.decisions import add_decisions
 from clipvisionalign.search.duplicates.neighbours import nearest_rows, similar_pairs
 from clipvisionalign.search.duplicates.quality import ImageFile, choose_best, measure_quality
@@ -412,13 +412,15 @@ def test_decisions_outlive_moves_dropped_rows_and_another_indexing(index, folder
     (folder / "copies" / "1.jpg").unlink()
     build_index(tiny_runs["self"], folder, index)
     assert groups_of(index) == {BYTES, ("nearly", frozenset({"1.png", "copies/1 small.png"}))}
-    assert read_decisions(index) == [decision]
+    (moved,) = read_decisions(index)
+    assert (moved.hashes, moved.decided) == (decision.hashes, decision.decided)
+    assert set(moved.paths) == {"copies/moved.png", "copies/2 cropped.png"}
+    assert moved.paths.index("copies/moved.png") == decision.paths.index("2.png")
     assert duplicate_report(index, ANY, show_progress=False).pairs["decided"] == 1
     capsys.readouterr()
     assert main(["duplicates", str(index), "--decisions"]) == 0
     line, _ = capsys.readouterr().out.splitlines()
-    assert {"2.png", "copies/2 cropped.png"} == set(line.partition(" (")[0].split(" and "))
-    # By where it is now and where the other was.
+    assert {"copies/moved.png", "copies/2 cropped.png"} == set(line.partition(" (")[0].split(" and "))
     assert main(["duplicates", str(index), "--forget", "copies/moved.png", "copies/2 cropped.png"]) == 0
     assert read_decisions(index) == []
     assert ("nearly", frozenset({"copies/moved.png", "copies/2 cropped.png"})) in groups_of(index)
@@ -444,6 +446,69 @@ def test_a_chosen_image_is_kept_of_all_its_groups_also_after_a_move(index, folde
     build_index(tiny_runs["self"], folder, index)
     kept = {group.images[0].path for group in duplicate_report(index, ANY, show_progress=False).groups}
     assert {"copies/moved.png", "copies/0 again.png"} <= kept
+
+
+def keeper_of_bytes(index: Path) -> tuple[str, str]:
+    """Which of the files of the same bytes is kept, and why."""
+    (group,) = duplicate_report(index, ANY, show_progress=False).of_kind("bytes")
+    return group.images[0].path, group.reason
+
+
+@pytest.mark.parametrize("chosen", ["0.png", "copies/0 again.png"])
+def test_of_equal_files_the_chosen_one_is_kept_wherever_it_is_moved(index, folder, tiny_runs, chosen):
+    """Twice, to names that sort first and last; also where the other one takes its former place."""
+    other = ({"0.png", "copies/0 again.png"} - {chosen}).pop()
+    assert main(["duplicates", str(index), "--keep", chosen]) == 0
+    assert keeper_of_bytes(index) == (chosen, "chosen by hand")
+    for name in ("zz last.png", "!first.png"):
+        (folder / read_keepers(index)[0].path).rename(folder / name)
+        build_index(tiny_runs["self"], folder, index)
+        assert keeper_of_bytes(index) == (name, "chosen by hand")
+        assert other in {image.path for image in duplicate_report(index, ANY, show_progress=False).not_kept()}
+    (folder / other).rename(folder / chosen)
+    build_index(tiny_runs["self"], folder, index)
+    assert keeper_of_bytes(index) == ("!first.png", "chosen by hand")
+    assert [keeper.path for keeper in read_keepers(index)] == ["!first.png"]
+
+
+def test_of_equal_files_the_one_that_was_moved_is_kept_where_the_update_takes_it_for_another(index, folder, tiny_runs):
+    """Of two that are gone the database's first counts as moved: the choice follows the file that is there."""
+    shutil.copy(folder / "0.png", folder / "zz third.png")
+    build_index(tiny_runs["self"], folder, index)
+    assert main(["duplicates", str(index), "--keep", "copies/0 again.png"]) == 0
+    (folder / "0.png").unlink()
+    (folder / "copies" / "0 again.png").rename(folder / "zzz moved.png")
+    build_index(tiny_runs["self"], folder, index)
+    assert keeper_of_bytes(index) == ("zzz moved.png", "chosen by hand")
+    # The chosen file is gone: its bytes are kept all the same.
+    (folder / "zzz moved.png").unlink()
+    shutil.copy(folder / "zz third.png", folder / "fourth.png")
+    build_index(tiny_runs["self"], folder, index)
+    assert keeper_of_bytes(index)[1] == "chosen by hand"
+
+
+def test_files_that_change_places_take_their_decisions_with_them(index, folder, tiny_runs):
+    """And a path of a decision is the image that is there now, where something was decided on it."""
+    assert main(["duplicates", str(index), "--keep", "0.png", "1.png"]) == 0
+    before = {keeper.path: keeper.hash for keeper in read_keepers(index)}
+    for old, new in (("0.png", "aside"), ("1.png", "0.png"), ("aside", "1.png")):
+        (folder / old).rename(folder / new)
+    build_index(tiny_runs["self"], folder, index, verify=True)
+    build_index(tiny_runs["self"], folder, index, verify=True)
+    assert keeper_of_bytes(index)[1] == "chosen by hand"
+    # Files of other contents under the same names are encoded again: each decision stays with its content.
+    assert {keeper.hash for keeper in read_keepers(index)} == set(before.values())
+    assert main(["duplicates", str(index), "--forget", "1.png"]) == 0
+    assert [keeper.hash for keeper in read_keepers(index)] == [before["1.png"]]
+
+
+def test_decisions_that_cannot_be_read_are_no_reason_to_refuse_an_update(index, folder, tiny_runs, caplog):
+    (index / "not_duplicates.json").write_text("{")
+    (folder / "2.png").rename(folder / "moved.png")
+    with caplog.at_level("INFO"):
+        assert build_index(tiny_runs["self"], folder, index).moved == 1
+    assert any("paths of decisions on duplicates stay as they are" in line for line in caplog.messages)
+    assert (index / "not_duplicates.json").read_text() == "{"
 
 
 def test_a_decision_on_one_pair_of_three_leaves_the_others(index):

@@ -16,7 +16,7 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 
 from test_search_page import served, until
 
-from clipvisionalign.search.duplicates.decision_file import read_decisions, read_keepers
+from clipvisionalign.search.duplicate_decisions import read_decisions, read_keepers
 from clipvisionalign.search.indexer import build_index
 
 #: Pairs of equal files: more groups than one answer has.

@@ -18,8 +18,8 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from fastapi.testclient import TestClient
 
 from clipvisionalign.progress import progress, progress_listener
+from clipvisionalign.search.duplicate_decisions import read_decisions, read_keepers
 from clipvisionalign.search.duplicates import duplicate_report
-from clipvisionalign.search.duplicates.decision_file import read_decisions, read_keepers
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app

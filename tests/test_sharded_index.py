@@ -36,7 +36,7 @@ from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.sharded_reader import ShardedReader, ShardUnavailable
 from clipvisionalign.search.storage import InvalidIndexError, Storage
-from clipvisionalign.search.tables import open_image_table
+from clipvisionalign.search.tables import open_caption_table, open_image_table
 from clipvisionalign.search.terms import Term, parse_term
 from clipvisionalign.search.vectors import InMemoryVectors
 
@@ -316,6 +316,69 @@ def test_a_lost_shard_alone_is_encoded_again(run, tmp_path):
     after = contents(tmp_path / "many")
     assert after.keys() == before.keys()
     assert all(after[path] == before[path] for path in before.keys() - lost)
+
+
+@pytest.mark.parametrize("lost", ["shard", "table", "captions"])
+def test_a_lost_shard_is_not_made_again_without_the_columns_and_captions_of_the_others(run, tmp_path, capsys, lost):
+    folder, many = fill(tmp_path / "source"), tmp_path / "many"
+    table = captioned(folder)
+    build_index(run, table, many, captions=True, metadata=table, shards=3)
+    assert build_index(run, folder, many).unchanged == 40, "an update of complete shards needs no flags"
+
+    def values(index: Path) -> dict[str, tuple[Any, ...]]:
+        rows = [
+            row
+            for shard in sorted(index.glob("shard-*"))
+            for row in open_image_table(shard).search().limit(99).to_list()
+        ]
+        texts = [
+            row
+            for shard in sorted(index.glob("shard-*"))
+            for row in open_caption_table(shard).search().limit(99).to_list()
+        ]
+        return {
+            row["path"]: (
+                row["year"],
+                row["split"],
+                sorted(each["text"] for each in texts if each["path"] == row["path"]),
+            )
+            for row in rows
+        }
+
+    before = values(many)
+    shutil.rmtree(many / "shard-01" / {"shard": "", "table": "pictures.lance", "captions": "captions.lance"}[lost])
+    capsys.readouterr()
+    calls = {
+        "": {"--metadata FILE", "--captions"}
+        - {"captions": {"--metadata FILE"}, "table": {"--captions"}}.get(lost, set()),
+        f"--metadata {table}": {"shard": {"--captions"}, "captions": {"--captions"}}.get(lost, set()),
+    }
+    for flags, asked in calls.items():
+        if not asked:
+            continue
+        kept = {str(path): path.stat().st_mtime_ns for path in many.rglob("*")}
+        assert main(["index", str(run), str(folder), "--out", str(many), *flags.split()]) == 1
+        (error,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert error.startswith(f"clipvisionalign: error: {many}: its shard-01 ")
+        assert {flag for flag in ("--metadata FILE", "--captions") if flag in error} == asked
+        assert ("metadata columns" in error and "year" in error) == ("--metadata FILE" in asked)
+        assert {str(path): path.stat().st_mtime_ns for path in many.rglob("*")} == kept, "something was written"
+    build_index(run, table, many, captions=True, metadata=table)
+    assert values(many) == before
+    assert build_index(run, folder, many).unchanged == 40
+
+
+def test_columns_that_cameras_fill_are_none_that_a_lost_shard_lacks(run, tmp_path):
+    folder = fill(tmp_path / "source")
+    exif = Image.Exif()
+    exif[0x0110] = "Camera 1"
+    Image.new("RGB", (20, 20), "red").save(folder / "a" / "shot.jpg", exif=exif)
+    build_index(run, folder, tmp_path / "many", shards=3)
+    names = {shard: open_image_table(tmp_path / "many" / shard).schema.names for shard in ("shard-00", "shard-01")}
+    assert all("camera" in each for each in names.values())
+    shutil.rmtree(tmp_path / "many" / "shard-01")
+    assert build_index(run, folder, tmp_path / "many").there == 41
+    assert set(open_image_table(tmp_path / "many" / "shard-01").schema.names) == set(names["shard-01"])
 
 
 def index_until(run: Path, folder: Path, out: Path, moment: int) -> int:

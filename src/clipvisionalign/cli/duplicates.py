@@ -13,8 +13,8 @@ from clipvisionalign.cli.parser import PROGRAM, command_parser
 from clipvisionalign.counts import count_noun
 
 if TYPE_CHECKING:
+    from clipvisionalign.search.duplicate_decisions import Decision, Keeper
     from clipvisionalign.search.duplicates import DuplicateGroup, DuplicateReport
-    from clipvisionalign.search.duplicates.decision_file import Decision, Keeper
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,8 @@ def duplicates(arguments: list[str]) -> int:
 
 def _decide(args: argparse.Namespace) -> int:
     """Remember, list or take back decisions."""
-    from clipvisionalign.search.duplicates import decision_file, decisions, keepers
+    from clipvisionalign.search import duplicate_decisions
+    from clipvisionalign.search.duplicates import decisions, keepers
     from clipvisionalign.search.manifest import read_manifest
 
     read_manifest(args.index)
@@ -139,7 +140,7 @@ def _decide(args: argparse.Namespace) -> int:
             pairs = decisions.remove_decisions(args.index, hashes, missing_ok=bool(kept))
             summary = _count_decisions(pairs, kept, "taken back", "taken back")
         else:
-            pairs, kept = decision_file.read_all(args.index)
+            pairs, kept = duplicate_decisions.read_all(args.index)
             summary = _count_decisions(pairs, kept, "of images that are no duplicates", "to be kept")
     except KeyError as error:
         raise ValueError(error.args[0]) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -86,13 +86,7 @@ def open_camera_columns(index: Storage, table: Any, metadata: Metadata | None) -
         The columns; camera.json is written.
     """
     existing = metadata_columns(table)
-    text = index.read(CAMERA_FILE)
-    try:
-        recorded = json.loads(text) if text else {}
-        before, is_complete = [str(name) for name in recorded["user_columns"]], bool(recorded["is_complete"])
-    except (ValueError, KeyError, TypeError):
-        # An index of before: whatever has such a name is the user's.
-        before, is_complete = [name for name in CAMERA_COLUMNS if name in existing], table.count_rows() == 0
+    before, is_complete = _read_camera_file(index, table, existing)
     after = before if metadata is None else [name for name in CAMERA_COLUMNS if name in metadata.column_types]
     columns = CameraColumns(after, is_complete and set(before) <= set(after))
     columns.write(index)
@@ -105,6 +99,32 @@ def open_camera_columns(index: Storage, table: Any, metadata: Metadata | None) -
     if obsolete:
         table.drop_columns(obsolete)
     return columns
+
+
+def _read_camera_file(index: Storage, table: Any, existing: Mapping[str, ColumnType]) -> tuple[list[str], bool]:
+    """Columns of the camera's names that are the user's, and whether all headers have been read."""
+    text = index.read(CAMERA_FILE)
+    try:
+        recorded = json.loads(text) if text else {}
+        return [str(name) for name in recorded["user_columns"]], bool(recorded["is_complete"])
+    except (ValueError, KeyError, TypeError):
+        # An index of before: whatever has such a name is the user's.
+        return [name for name in CAMERA_COLUMNS if name in existing], table.count_rows() == 0
+
+
+def user_columns(index: Storage, table: Any) -> list[str]:
+    """The metadata columns that came from the user, and none that the images' own metadata has filled.
+
+    Args:
+        index: The storage of the index.
+        table: Its table of images.
+
+    Returns:
+        Their names, in the order of the table.
+    """
+    existing = metadata_columns(table)
+    of_user, _ = _read_camera_file(index, table, existing)
+    return [name for name in existing if name not in CAMERA_COLUMNS or name in of_user]
 
 
 def add_camera_columns(table: Any, names: Iterable[str]) -> None:

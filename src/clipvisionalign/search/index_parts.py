@@ -14,13 +14,21 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from clipvisionalign.search.camera_columns import CAMERA_COLUMNS, CameraColumns, add_camera_columns
+from clipvisionalign.search.camera_columns import CAMERA_COLUMNS, CameraColumns, add_camera_columns, user_columns
+from clipvisionalign.search.collection import Collection
 from clipvisionalign.search.diff import Changes
 from clipvisionalign.search.embed import PendingFile
-from clipvisionalign.search.manifest import IndexManifest, shard_storage
+from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, read_shards, shard_storage
 from clipvisionalign.search.patches import PatchWriter
-from clipvisionalign.search.storage import Storage
-from clipvisionalign.search.tables import create_image_table, metadata_columns, read_columns
+from clipvisionalign.search.storage import InvalidIndexError, Storage
+from clipvisionalign.search.table_reader import try_open_table
+from clipvisionalign.search.tables import (
+    IMAGE_TABLE,
+    create_image_table,
+    metadata_columns,
+    open_caption_table,
+    read_columns,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +76,51 @@ def open_part(index: Storage, name: str, manifest: IndexManifest) -> IndexPart:
     table = create_image_table(storage, manifest.width)
     rows = read_columns(table, ("id", "path", "raw", "size", "mtime_ns", "hash"))
     return IndexPart(name, storage, manifest, table, rows)
+
+
+def refuse_lost_columns(index: Storage, collection: Collection) -> None:
+    """Check that no shard lacks metadata columns or captions that others have and this update does not bring.
+
+    An update encodes the images of a lost shard: without the flags that the index was made with, they would lose the
+    rest.
+
+    Args:
+        index: The storage of the index.
+        collection: The images, with what the update brings.
+
+    Raises:
+        InvalidIndexError: One does; nothing was written.
+    """
+    whole = read_shards(index)
+    if whole is None:
+        return
+    storages = {name: shard_storage(index, name) for name in whole.shards}
+    # LanceDB would make the folder of one that is missing.
+    there = {name: storage for name, storage in storages.items() if storage.read(MANIFEST_FILE) is not None}
+    tables = {name: try_open_table(storage, IMAGE_TABLE) for name, storage in there.items()}
+    columns = {
+        name: user_columns(there[name], table) if collection.metadata is None else []
+        for name, table in tables.items()
+        if table is not None
+    }
+    captions = {
+        name: collection.captions is None and (table := open_caption_table(storage)) is not None and table.count_rows()
+        for name, storage in there.items()
+    }
+    expected = list(dict.fromkeys(column for each in columns.values() for column in each))
+    for name in whole.shards:
+        lacking = [column for column in expected if column not in columns.get(name, ())]
+        lacks_captions = any(captions.values()) and (name not in there or open_caption_table(storages[name]) is None)
+        if lacking or lacks_captions:
+            parts = [f"the metadata columns {', '.join(lacking)}"] if lacking else []
+            parts += ["the captions"] if lacks_captions else []
+            flags = ["--metadata FILE"] if lacking else []
+            flags += ["--captions"] if lacks_captions else []
+            state = "lacks" if name in columns else "is missing, and its images would be encoded without"
+            raise InvalidIndexError(
+                f"{index}: its {name} {state} {' and '.join(parts)} that other shards have: "
+                f"give {' and '.join(flags)} as when the index was made"
+            )
 
 
 def deal(raw: bytes, shards: int) -> int:

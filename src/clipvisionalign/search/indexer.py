@@ -39,6 +39,7 @@ from clipvisionalign.search.camera_columns import fill_old_rows, fill_places, op
 from clipvisionalign.search.caption_rows import count_captions, drop_captions, index_captions, move_captions
 from clipvisionalign.search.collection import Collection, is_data_set, read_collection
 from clipvisionalign.search.diff import check_drop, diff_files
+from clipvisionalign.search.duplicate_decisions import move_decisions
 from clipvisionalign.search.embed import embed_files, embed_files_with_ray
 from clipvisionalign.search.image_rows import (
     apply_changes,
@@ -54,6 +55,7 @@ from clipvisionalign.search.index_parts import (
     forget_numbers,
     open_part,
     plan_numbers,
+    refuse_lost_columns,
 )
 from clipvisionalign.search.index_report import IndexReport, log_first, log_problems, new_report, report_sources
 from clipvisionalign.search.manifest import (
@@ -114,9 +116,10 @@ def build_index(
 
     Raises:
         InvalidIndexError: `out` is an index of another run or folder, has another number of shards, or is something
-            else; it cannot be written; or too many rows would be dropped (`diff.check_drop`).
-        ValueError: The design has nothing to re-rank with, and `patches` is given; `vectors` or `vector_width` fits
-            no graph, or none of this aligner's vectors; or `shards` is out of range.
+            else; it cannot be written; too many rows would be dropped (`diff.check_drop`); or a lost shard would have
+            no metadata or captions.
+        ValueError: `patches` is given for a design without re-ranking; `vectors` or `vector_width` fits no graph, or
+            none of this aligner's vectors; or `shards` is out of range.
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
     """
@@ -127,8 +130,7 @@ def build_index(
         run = resolve_model(run)
     aligner = load_aligner(run)
     if patches is not None:
-        # Before anything is written.
-        patch_settings(aligner, patches or 1)
+        patch_settings(aligner, patches or 1)  # Before anything is written.
     if unfinished := unfinished_note(run):
         logger.info(f"note: {unfinished}")
     reading = ReadOptions(layout, group, SPLIT_RULE)
@@ -147,6 +149,7 @@ def build_index(
             if not collection.listing.files and not has_index(index):
                 # Before an index is made, which would be empty.
                 _begin(collection, 0)
+            refuse_lost_columns(index, collection)
             names, manifests = open_manifests(run, collection.storage.location, index, aligner.width, shards)
             with index.lock():
                 parts = [open_part(index, *each) for each in zip(names, manifests, strict=True)]
@@ -289,10 +292,26 @@ def _begin_part(aligner: Aligner, collection: Collection, part: IndexPart, patch
     part.patches = begin_patches(aligner, part.storage, {row["id"]: row["hash"] for row in part.rows}, patches)
     part.camera = open_camera_columns(part.storage, part.table, collection.metadata)
     sync_metadata_columns(part.table, collection.metadata, part.camera.owned)
-    # Captions first: after an interruption in between, the row is recognised as moved once more.
+    # Captions and decisions first: after an interruption in between, the row is recognised as moved once more.
     move_captions(part.storage, part.changes.renamed)
+    _move_decisions(part)
     apply_changes(part.table, part.changes)
     fill_old_rows(part.table, part.storage, collection.storage, part.camera, part.changes)
+
+
+def _move_decisions(part: IndexPart) -> None:
+    """Decisions on duplicates follow their files; ones that cannot be read are no reason to refuse an update."""
+    deleted = {*part.changes.deleted, *part.changes.surplus}
+    renamed = {
+        (row["hash"], row["path"]): part.changes.renamed[row["path"]]
+        for row in part.rows
+        if row["path"] in part.changes.renamed
+    }
+    try:
+        gone = {(row["hash"], row["path"]) for row in part.rows if row["id"] in deleted}
+        move_decisions(part.storage, renamed, gone)
+    except InvalidIndexError as error:
+        logger.info(f"note: paths of decisions on duplicates stay as they are: {error}")
 
 
 def _finish_part(aligner: Aligner, collection: Collection, part: IndexPart, report: IndexReport) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from clipvisionalign.search.duplicates.decision_file import (
+from clipvisionalign.search.duplicate_decisions import (
     Decision,
     locked,
     read_all,
@@ -52,7 +52,8 @@ def find_hashes(index: str | Path | Storage, names: Sequence[str | int]) -> list
 
     Args:
         index: Path, URL or storage of an index.
-        names: Paths or numbers, as `find_images` takes them, paths of a decision, or content hashes.
+        names: Paths or numbers, as `find_images` takes them, paths of a decision, or content hashes. A path is that of
+            the image that is there now, if something was decided on it.
 
     Returns:
         A hash for each.
@@ -67,7 +68,20 @@ def find_hashes(index: str | Path | Storage, names: Sequence[str | int]) -> list
         decided |= {keeper.path: keeper.hash, keeper.hash: keeper.hash}
     for each in decisions:
         decided |= dict(zip((*each.paths, *each.hashes), (*each.hashes, *each.hashes), strict=True))
-    return [decided[name] if name in decided else find_images(index, [name])[0][0] for name in names]
+    return [_hash_of(index, name, decided) for name in names]
+
+
+def _hash_of(index: str | Path | Storage, name: str | int, decided: Mapping[str | int, str]) -> str:
+    """The content that a name means: what is there now, unless only a former image of that path was decided on."""
+    if name in decided.values():
+        return str(name)
+    try:
+        current = find_images(index, [name])[0][0]
+    except KeyError:
+        if name not in decided:
+            raise
+        return decided[name]
+    return current if current in decided.values() else decided.get(name, current)
 
 
 def _paths(name: str, folder: str) -> list[str]:

@@ -17,10 +17,10 @@ import numpy as np
 
 from clipvisionalign.images import ImageError
 from clipvisionalign.progress import progress
+from clipvisionalign.search.duplicate_decisions import read_all
 from clipvisionalign.search.duplicates.appearance import Appearance
 from clipvisionalign.search.duplicates.cache import ComparisonCache, ImageQuality, pairs_key
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups, count_links_between
-from clipvisionalign.search.duplicates.decision_file import read_all
 from clipvisionalign.search.duplicates.keepers import CHOSEN_REASON, Keepers
 from clipvisionalign.search.duplicates.neighbours import MAX_EXACT_IMAGES, VectorPairs, pair_cosines, similar_pairs
 from clipvisionalign.search.duplicates.quality import ImageFile, choose_best, measure_quality

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from clipvisionalign.search.duplicates.decision_file import (
+from clipvisionalign.search.duplicate_decisions import (
     Keeper,
     locked,
     read_all,
@@ -146,7 +146,11 @@ def remove_keepers(index: str | Path | Storage, images: Sequence[str | tuple[str
 
 
 def _is_kept(image: tuple[str, str], keeper: Keeper, group: Sequence[tuple[str, str]]) -> bool:
-    """Whether an image of a group, (hash, path), is one that was chosen; among equal files its path decides."""
+    """Whether an image of a group, (hash, path), is one that was chosen.
+
+    Among equal files its path decides; where it is gone, the first of them counts: its bytes are the same.
+    """
     if image[0] != keeper.hash:
         return False
-    return image[1] == keeper.path or not any(each[0] == image[0] and each[1] != image[1] for each in group)
+    paths = [path for hash_, path in group if hash_ == image[0]]
+    return image[1] == (keeper.path if keeper.path in paths else min(paths, default=image[1]))

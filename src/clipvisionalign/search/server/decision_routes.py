@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI, HTTPException, Query, Request
 from pydantic import StringConstraints
 
+from clipvisionalign.search.duplicate_decisions import Decision, Keeper, read_all
 from clipvisionalign.search.duplicates import DuplicateGroup
-from clipvisionalign.search.duplicates.decision_file import Decision, Keeper, read_all
 from clipvisionalign.search.duplicates.decisions import add_decisions, remove_pairs
 from clipvisionalign.search.duplicates.keepers import KeptMeanwhileError, choose_keeper, remove_keepers
 from clipvisionalign.search.duplicates.quality import ImageFile

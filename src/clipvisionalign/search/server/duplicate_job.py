@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from clipvisionalign.progress import ProgressStep, progress_listener
+from clipvisionalign.search.duplicate_decisions import read_all
 from clipvisionalign.search.duplicates import DuplicateGroup, DuplicateReport, duplicate_report
-from clipvisionalign.search.duplicates.decision_file import read_all
 from clipvisionalign.search.duplicates.quality import ImageFile
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import as_storage

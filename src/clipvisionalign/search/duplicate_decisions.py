@@ -1,15 +1,16 @@
 """The file of an index with what a person has decided on duplicates: pairs that are none, and images to keep.
 
 `not_duplicates.json` is written atomically and survives every update of the index: decisions name images by their
-content, so moved and renamed images keep theirs, an image whose content changes is another one.
+content, so moved and renamed images keep theirs, an image whose content changes is another one. Their paths follow
+moved files (`move_decisions`): of files with the same bytes the path decides which one is kept.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Decision:
 
     Attributes:
         hashes: Their content hashes, the smaller first.
-        paths: Where they were when it was taken, in that order.
+        paths: Where they are, as far as updates of the index have seen it, in that order.
         decided: When, in ISO 8601.
     """
 
@@ -45,7 +46,7 @@ class Keeper:
 
     Attributes:
         hash: Its content hash.
-        path: Where it was when it was chosen; of files of the same bytes the one that is kept.
+        path: Where it is, as far as updates of the index have seen it; of files of the same bytes the one that is kept.
         decided: When, in ISO 8601.
     """
 
@@ -142,6 +143,56 @@ def locked(index: Storage) -> Iterator[Storage]:
         return
     with FileLock(index.folder / f"{DECISIONS_FILE}.lock", timeout=_LOCK_SECONDS):
         yield index
+
+
+def move_decisions(
+    index: Storage, renamed: Mapping[tuple[str, str], str], deleted: Set[tuple[str, str]] = frozenset()
+) -> None:
+    """Update the paths of decisions whose files were moved; nothing is written where there is none.
+
+    Of files with the same bytes an update cannot tell which of those that are gone was moved: an image to keep is the
+    one that was.
+
+    Args:
+        index: The storage of the index.
+        renamed: The new path by content hash and old path.
+        deleted: Content hash and path of images whose files are gone.
+
+    Raises:
+        OSError: The index cannot be written.
+        InvalidIndexError: The file cannot be read.
+    """
+    decisions, keepers = read_all(index) if renamed else ([], [])
+    if _moved(decisions, keepers, renamed, deleted) == (decisions, keepers):
+        return
+    with locked(index):
+        write_all(index, *_moved(*read_all(index), renamed, deleted))
+
+
+def _moved(
+    decisions: Sequence[Decision], keepers: Sequence[Keeper], renamed: Mapping[tuple[str, str], str],
+    deleted: Set[tuple[str, str]],
+) -> tuple[list[Decision], list[Keeper]]:  # fmt: skip
+    """The same decisions with the paths that their images have now."""
+    chosen = {(keeper.hash, keeper.path) for keeper in keepers}
+    spare: dict[str, list[str]] = {}
+    for (hash_, old), new in renamed.items():
+        if (hash_, old) not in chosen:
+            spare.setdefault(hash_, []).append(new)
+
+    def path_of(image: tuple[str, str]) -> str:
+        return renamed.get(image, image[1])
+
+    moved = []
+    for keeper in keepers:
+        image = (keeper.hash, keeper.path)
+        path = spare[keeper.hash].pop(0) if image in deleted and spare.get(keeper.hash) else path_of(image)
+        moved.append(replace(keeper, path=path))
+    pairs = []
+    for each in decisions:
+        first, second = map(path_of, zip(each.hashes, each.paths, strict=True))
+        pairs.append(replace(each, paths=(first, second)))
+    return pairs, moved
 
 
 def write_all(index: Storage, decisions: Sequence[Decision], keepers: Sequence[Keeper]) -> None:
