@@ -16,8 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clipvisionalign import read_captioned_images
+from clipvisionalign.adaptation.curve_trainings import plan_trainings
+from clipvisionalign.adaptation.galleries import read_galleries
 from clipvisionalign.batch import Batch
 from clipvisionalign.cli import main
+from clipvisionalign.cli.output import print_metrics
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, normalize_caption
 from clipvisionalign.data.foils import make_minimal_pairs
@@ -354,6 +357,19 @@ def test_a_run_records_what_it_was_measured_on_and_the_commands_follow(joined_ru
     assert ("in_sample" in single) == ("in_sample" in again)
     assert main(["audit", run, "--json", "--sample", "12"]) in (0, 1)
     assert json.loads(capsys.readouterr().out)["texts"] == "joined"
+
+
+def test_a_comparison_with_its_base_and_a_learning_curve_have_the_texts_of_the_run(joined_run, scenes_folder, capsys):
+    run, data = joined_run[0].out, str(scenes_folder)
+    for gallery in read_galleries(run, [data], "dev"):
+        assert gallery == replace(with_captions(read_captioned_images(data), "joined"), source=gallery.source)
+    assert {training.captions for training in plan_trainings(run)} == {"joined"}
+    capsys.readouterr()
+    # What makes images of equal captions each other's partners cannot be beside joined ones.
+    equal = {"captions": 2, "texts": 1, "images": 2, "best_rsum": 590.0, "cost": 10.0}
+    for texts, way in (({"texts": "joined"}, "; '--captions each --identity"), ({}, "; '--identity")):
+        print_metrics({**joined_run[1], "texts": "each", **texts, "equal_captions": equal})
+        assert way in capsys.readouterr().out
 
 
 def test_an_epoch_is_chosen_on_the_same_images_whatever_their_texts_are(make, capsys):

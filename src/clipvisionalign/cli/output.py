@@ -114,7 +114,7 @@ def print_metrics(results: dict[str, Any]) -> None:
     sums = [cell for block in blocks.values() for cell in (estimate_cell("rsum", block["rsum"]), "")]
     table.add_row("rsum", *sums, *([f"{chance['rsum']:.1f}"] if chance else []))
     Console().print(table)
-    _print_equal_captions(results.get("equal_captions"))
+    _print_equal_captions(results.get("equal_captions"), results.get("texts") == "joined")
     if not results.get("depths"):
         return
     gain = results["gain"]
@@ -197,7 +197,7 @@ def estimate_cell(name: str, estimate: dict[str, float | None]) -> str:
     return f"{value}" if low is None or high is None else f"{value} [{low}, {high}]"
 
 
-def _print_equal_captions(equal_captions: dict[str, Any] | None) -> None:
+def _print_equal_captions(equal_captions: dict[str, Any] | None, joined: bool) -> None:
     """What captions that are equal can cost, where they can."""
     if equal_captions and equal_captions["cost"]:
         from clipvisionalign.retrieval.equal_captions import describe_equal_captions
@@ -206,7 +206,8 @@ def _print_equal_captions(equal_captions: dict[str, Any] | None) -> None:
             count_noun(equal_captions[f"{noun}s"], noun) for noun in ("caption", "text", "image")
         )
         best, cost = f"{equal_captions['best_rsum']:.1f}", f"{equal_captions['cost']:.1f}"
-        print(describe_equal_captions(captions, texts, images, best, cost, "'--identity caption'"))
+        way_out = "'--captions each --identity caption'" if joined else "'--identity caption'"
+        print(describe_equal_captions(captions, texts, images, best, cost, way_out))
 
 
 def print_trained_on(results: dict[str, Any], limit: int = 5) -> None:

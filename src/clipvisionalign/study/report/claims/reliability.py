@@ -28,7 +28,10 @@ def equal_caption_claims(report: StudyReport) -> list[Claim]:
     path = "data/equal_captions"
     captions, texts, images = (claim.cite_with_noun(f"{path}/{noun}s", noun) for noun in ("caption", "text", "image"))
     best, cost = claim.cite(f"{path}/best_rsum"), claim.cite(f"{path}/cost")
-    claim.text = f"{describe_equal_captions(captions, texts, images, best, cost, '`identity: caption` in the plan')}."
+    way_out = "`identity: caption` in the plan"
+    if report.data.texts == "joined":
+        way_out = f"`captions: each` with {way_out}"
+    claim.text = f"{describe_equal_captions(captions, texts, images, best, cost, way_out)}."
     return [claim]
 
 
