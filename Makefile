@@ -12,7 +12,7 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 WORKERS ?= 2
 PYTEST_FLAGS ?=
 
-.PHONY: install demo test test-slow test-all test-docs test-parts lint docs docs-serve bench clean
+.PHONY: install demo test test-quick test-slow test-all test-docs test-parts lint docs docs-serve bench clean
 
 install: $(STAMP)
 
@@ -31,7 +31,9 @@ $(DOCS_STAMP): $(STAMP)
 demo: install
 	$(BIN)/python -m clipvisionalign.demo
 
-test: install lint test-parts
+test: lint test-quick
+
+test-quick: install test-parts
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(PYTEST_FLAGS)
 
 # Whole studies, processes that are killed, several processes, Ray, the page in a browser: half an hour.

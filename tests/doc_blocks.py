@@ -26,7 +26,7 @@ NOT_RUN = {
     r"#!/bin/bash|#SBATCH|head=|srun": "a Slurm script",
     r"clipvisionalign serve": "serves until it is stopped; tests/test_service.py",
     r"clipvisionalign index \S+ s3://": "a bucket; tests/test_files.py indexes one on this machine",
-    r"clipvisionalign index .* --ray": "Ray takes long to start; tests/test_index_changes.py indexes through it",
+    r"clipvisionalign index .* --ray": "Ray takes long to start; tests/test_search.py indexes through it",
     r"clipvisionalign study (scenes|flickr8k|flickr8k-small) (--data flickr8k )?(--seeds 0 )?--out": "takes 30 minutes and more; tests/test_study.py",
     r"clipvisionalign study plan.yaml --out study": "trains several models; tests/test_study.py",
     r"clipvisionalign report study --pdf": "a browser; tests/test_page.py",

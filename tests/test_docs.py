@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -48,11 +49,14 @@ COMMANDS = [
     for command in block.commands
     if block.language == "bash"
 ]
-RUN_PAGES = sorted({
+#: How often something is trained or run by each page that runs something: the longest first, so that no process of the tests
+#: is left alone with one of them at the end.
+RUN_PAGES = [page for page, _ in Counter(
     block.page
     for block in BLOCKS
-    if block.language == "python" or (block.language == "bash" and not all(map(reason_not_to_run, block.commands)))
-})  # fmt: skip
+    for command in (block.commands if block.language == "bash" else ["python"])
+    if block.language in ("bash", "python") and not reason_not_to_run(command)
+).most_common()]  # fmt: skip
 
 
 class Parsed(BaseException):

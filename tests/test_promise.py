@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as arrow
 import pytest
 
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
@@ -34,7 +35,12 @@ from clipvisionalign.search.calibration import (
     conformal_threshold,
     units_needed,
 )
-from clipvisionalign.search.calibration_files import NULL_FILE, read_null_cosines, write_calibration
+from clipvisionalign.search.calibration_files import (
+    NULL_FILE,
+    read_null_cosines,
+    write_calibration,
+    write_null_cosines,
+)
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.judgements import Judgement, calibrate_index, parse_judgement, read_judgements
 from clipvisionalign.search.null_queries import NULL_SHARE, chance_level, null_texts
@@ -42,6 +48,7 @@ from clipvisionalign.search.promise import SearchResult
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.table_reader import connect
 from clipvisionalign.search.terms import Term, parse_term
 from clipvisionalign.search.unknown_words import check_words
 
@@ -477,6 +484,27 @@ def test_a_result_is_a_list_of_hits():
     assert result == [1, 2, 3]
     assert (result.with_hits([1]), result.with_hits([1]).notes) == ([1], ("a",))
     assert result.verdict() == {"promise": None, "nothing": False, "reason": ""}
+
+
+def test_what_chance_gives_is_the_best_of_all_rows_of_all_shards(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def unit(count):
+        vectors = rng.normal(size=(count, 16)).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    rows, texts = unit(5000), unit(len(null_texts()))
+    parts, storage = np.split(rows, [1, 4000]), Storage(tmp_path)
+    tables = []
+    for number, part in enumerate([*parts, rows[:0]]):
+        columns = {"vector": arrow.FixedSizeListArray.from_arrays(arrow.array(part.ravel()), 16)}
+        tables.append(connect(storage).create_table(f"part{number}", arrow.table(columns)))
+        # Rows of two fragments come in more than one batch.
+        tables[-1].add(arrow.table(columns))
+    write_null_cosines(storage, tables, lambda _: texts)
+    assert read_null_cosines(storage) == pytest.approx(sorted((texts @ rows.T).max(axis=1)), abs=2e-6)
+    write_null_cosines(storage, tables[-1:], lambda _: texts)
+    assert read_null_cosines(storage) == [], "where there is no row"
 
 
 def test_what_chance_gives_is_computed_again_only_for_another_table(tmp_path, scenes_folder, tiny_runs, monkeypatch):

@@ -362,8 +362,10 @@ def test_images_and_index_behind_a_url(tiny_runs, folder, tmp_path, bucket, user
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path):
+def test_two_workers_of_ray_give_the_same_index(tiny_runs, folder, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="no ray: pip install 'clipvisionalign[ray]'")
+    # Ray's workers have the lowest priority otherwise, and get no time beside other tests.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     (folder / "bad.jpg").write_bytes(b"no picture")
     # More than one batch, so that both have to do.
     for number in range(150):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import yaml
 
 from clipvisionalign.cli import main
-from clipvisionalign.cli.train import train_parser
+from clipvisionalign.cli.train import _data_as_flag, train_parser
 from clipvisionalign.models.aligner_config import DEFAULT_WIDTH
 from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS
 from clipvisionalign.study.config import Plan, Variant, trials_of
@@ -52,6 +53,24 @@ def test_each_setting_is_in_one_section_and_has_one_value():
         for each in fields(kind):
             setattr(part, each.name, value := object())
             assert getattr(config, each.name) is value
+
+
+def test_the_data_set_stands_anywhere_among_the_settings():
+    parser = train_parser()
+    actions = parser._option_string_actions
+    settings = [
+        ["--quiet"],
+        ["--seed", "-1"],
+        ["--epochs", "3"],
+        ["--text_lr=1e-4"],
+        ["--config", "captions"],
+        ["--offline"],
+    ]
+    for position in range(len(settings) + 1):
+        arguments = [*chain(*settings[:position], ["captions"], *settings[position:])]
+        assert _data_as_flag(arguments, actions) == ["--data", "captions", *chain(*settings)]
+    for arguments in (["--resume", "captions"], ["--epochs", "3"], [], ["--unknown", "captions"]):
+        assert _data_as_flag(arguments, actions) == arguments
 
 
 def test_a_file_has_its_settings_in_sections_or_not(tmp_path):

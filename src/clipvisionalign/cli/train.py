@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -39,9 +39,7 @@ def train(arguments: list[str]) -> int:
     parser = train_parser()
     hint = _ResumeHint()
     _refuse_clocks(arguments, _numbers(RunConfig()))
-    # `train DATA` and `train --data DATA` are the same.
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--data", *arguments]
+    arguments = _data_as_flag(arguments, parser._option_string_actions)
     arguments = _order_settings_arguments(arguments, recipe_file)
     args = parser.parse_args([*_inherited_settings(parser, arguments), *arguments])
     settings = parser.instantiate_classes(args).as_dict()
@@ -74,6 +72,21 @@ def train(arguments: list[str]) -> int:
         print(f"{results['chosen']['figures']} (results.json, 'chosen')")
     print(f"the run is in {results['run']}; next: {PROGRAM} audit {results['run']}")
     return 0
+
+
+def _data_as_flag(arguments: Sequence[str], actions: Mapping[str, Any]) -> list[str]:
+    """`train DATA` is `train --data DATA`, wherever among the settings DATA stands."""
+    follows_flag = False
+    for number, argument in enumerate(arguments):
+        flag, is_assigned, _ = argument.partition("=")
+        if follows_flag and flag not in actions:
+            follows_flag = False
+        elif argument.startswith("-"):
+            # Of a flag that there is not nobody knows whether a value follows.
+            follows_flag = not is_assigned and (flag not in actions or actions[flag].nargs != 0)
+        else:
+            return ["--data", argument, *arguments[:number], *arguments[number + 1 :]]
+    return list(arguments)
 
 
 def print_profile(results: dict[str, Any]) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.files import atomic_write
-from clipvisionalign.search.ann import search_table
 from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration, UncalibratedError
 from clipvisionalign.search.manifest import IndexManifest
 from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.storage import Storage, as_storage
+from clipvisionalign.search.table_reader import LanceDBReader
+from clipvisionalign.search.tables import vector_column
 
 logger = logging.getLogger(__name__)
 
@@ -140,11 +141,15 @@ def write_null_cosines(index: Storage, tables: Sequence[Any], encode: Callable[[
     version = versions[0] if len(versions) == 1 else versions
     if _read_nulls(index).get("table_version") == version:
         return
-    best = []
-    for vector in np.asarray(encode(null_texts())):
-        rows = [row for table in tables for row in search_table(table, vector, 1, columns=("id",))]
-        best += [round(1.0 - min(row["_distance"] for row in rows), 6)] if rows else []
-    index.write(NULL_FILE, json.dumps({_BEST_COSINES: sorted(best), "table_version": version}) + "\n")
+    texts = np.asarray(encode(null_texts()), dtype=np.float32)
+    best = np.full(len(texts), -np.inf, dtype=np.float32)
+    # All texts in one pass over the vectors.
+    for table in tables:
+        for rows in LanceDBReader(table).batches(["vector"]):
+            if rows.num_rows:
+                best = np.maximum(best, (texts @ vector_column(rows).T).max(axis=1))
+    cosines = sorted(round(float(cosine), 6) for cosine in best if np.isfinite(cosine))
+    index.write(NULL_FILE, json.dumps({_BEST_COSINES: cosines, "table_version": version}) + "\n")
 
 
 def forget_null_cosines(index: Storage) -> None:

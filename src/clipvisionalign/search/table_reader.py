@@ -254,6 +254,20 @@ class LanceDBReader(TableReader):
         query = self.table.search().select(list(columns)).limit(limit or max(1, self.count_rows()))
         return (query.where(where) if where else query).to_arrow()
 
+    def batches(self, columns: Sequence[str]) -> Iterator[Any]:
+        """Some columns of all rows, a part at a time, see `TableReader`.
+
+        Args:
+            columns: Their names.
+
+        Yields:
+            Arrow tables.
+        """
+        import pyarrow as arrow
+
+        for batch in self.table.search().select(list(columns)).limit(max(1, self.count_rows())).to_batches():
+            yield arrow.Table.from_batches([batch])
+
     def nearest(
         self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
     ) -> list[dict[str, Any]]:
