@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from clipvisionalign.data.foils import MinimalPair
@@ -84,6 +85,12 @@ def tokenize_words(caption: str) -> list[str]:
     return kept.split()
 
 
+@lru_cache(maxsize=1)
+def _trigrams_of(captions: tuple[str, ...]) -> TrigramModel:
+    """The model of a study's training captions, which several sets of pairs and reports are compared with."""
+    return TrigramModel(captions)
+
+
 def blind_accuracy(captions: Sequence[str], pairs: Sequence[MinimalPair]) -> dict[str, list[float]]:
     """Whether the true caption of each pair is the likelier sentence.
 
@@ -97,7 +104,7 @@ def blind_accuracy(captions: Sequence[str], pairs: Sequence[MinimalPair]) -> dic
     """
     if not pairs:
         return {}
-    model = TrigramModel(captions)
+    model = _trigrams_of(tuple(captions))
     shares: dict[str, list[float]] = {}
     known: dict[str, list[bool]] = {}
     for pair in pairs:
