@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from optional_parts import BROWSER
 
@@ -24,6 +25,10 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     # What Inductor has compiled for one processor it would take for another that PyTorch is told to be.
     kept = Path(tempfile.gettempdir()) / f"inductor-{getpass.getuser()}-{capability}"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 #: How the reasons begin of skips that no installation can undo: everything else is set up by `make test`.
 HARDWARE = ("no GPU", "no small disk")
