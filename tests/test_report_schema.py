@@ -13,6 +13,7 @@ from test_report_files import REPORTS
 
 from clipvisionalign.study.report.build import read_report, write_report
 from clipvisionalign.study.report.schema import ReportError, StudyReport, json_schema
+from clipvisionalign.study.report.summary import report_claims
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "reference" / "report.schema.json"
 
@@ -48,6 +49,16 @@ def test_a_new_report_has_every_key_that_is_not_optional_and_keeps_its_numbers(r
     assert type(typed.cost["self"].parameters) is int
     assert type(typed.cost["self"].peak_memory_mib) is float
     assert StudyReport.of(typed) is typed
+
+
+def test_the_summary_states_near_duplicates_where_there_are_some(report):
+    assert not any("near-duplicates" in claim["text"] for claim in report_claims(report))
+    several = copy.deepcopy(report)
+    several["results"] |= {"near_duplicates": {"images": 4, "groups": 2}, "units": 38}
+    (claim,) = [claim for claim in report_claims(several) if "near-duplicates" in claim["text"]]
+    assert claim["text"] == (
+        "4 images of the gallery are near-duplicates, in 2 groups: a group counts as one in intervals and p."
+    )
 
 
 @pytest.mark.parametrize(

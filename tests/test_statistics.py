@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,11 +15,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages
 from clipvisionalign.retrieval.metrics import average_precision, metrics_of_ranks, retrieval_metrics
 from clipvisionalign.retrieval.ranks import PositiveRanks, Positives, ranks_of_vectors
 from clipvisionalign.study.aggregate import TrialResult, aggregate_results
+from clipvisionalign.study.config import Plan
+from clipvisionalign.study.data import open_study_data
 from clipvisionalign.study.statistics import (
     COMPARED_METRICS,
     MIN_IMAGES,
@@ -29,6 +35,7 @@ from clipvisionalign.study.statistics import (
     pairwise_differences,
     unpaired_seeds,
 )  # fmt: skip
+from clipvisionalign.study.units import image_units, units_block
 
 SIMULATIONS = 2000
 
@@ -313,14 +320,17 @@ def people(known, each=10):
     return PositiveRanks(ranks, ranks)
 
 
-def test_images_of_one_identity_are_no_evidence_beside_each_other():
+@pytest.mark.parametrize("by", ["identity", "near-duplicates"])
+def test_images_that_depend_on_each_other_are_no_evidence_beside_each_other(by):
     """Equal models that each know a random half of the persons: hardly any difference is shown, in no third of lengths
     either, and the interval of a run holds, by mean squares and by bootstrap."""
     rng = np.random.default_rng(0)
     persons, each, studies = 30, 10, 60
     rows = [CaptionedImage(f"{i}.jpg", Path(f"{i}.jpg"), (f"person {i // each} seen" + " again" * (i % 3),), "dev",
-                           identity=f"p{i // each}") for i in range(persons * each)]  # fmt: skip
-    part = CaptionedImages(rows, Path("x"), "folder")
+                           identity=f"p{i // each}" if by == "identity" else None)
+            for i in range(persons * each)]  # fmt: skip
+    groups = tuple(tuple(row.name for row in rows[start : start + each]) for start in range(0, len(rows), each))
+    part = CaptionedImages(rows, Path("x"), "folder", near_duplicates=() if by == "identity" else groups)
     shown, held = 0, np.zeros(2)
     passed = {"audit": {"passed": True, "checks": []}, "chosen": {}, "composition": {}, "candidates": 0}
     with patch("clipvisionalign.study.aggregate.RESAMPLES", 60):
@@ -332,9 +342,59 @@ def test_images_of_one_identity_are_no_evidence_beside_each_other():
             run = results["variants"]["a"]
             for way, estimate in enumerate((run["figures"]["rsum"], run["runs"][0]["rsum"])):
                 held[way] += estimate["low"] <= 300 <= estimate["high"]
-    assert results["identities"] == persons
+    assert results["units"] == persons
+    assert results.get("identities") == (persons if by == "identity" else None)
+    near = {"images": persons * each, "groups": persons}
+    assert results.get("near_duplicates") == (None if by == "identity" else near)
     assert shown <= 7
     assert (held >= 52).all(), held
+
+
+def test_identities_and_near_duplicates_join_to_units():
+    identities = ["a", "a", None, None, "b", "b", None]
+    rows = [CaptionedImage(f"{i}.jpg", b"", ("a dog",), "dev", identity=each) for i, each in enumerate(identities)]
+    data = CaptionedImages(rows)
+    assert units_of(data) == [{0, 1}, {2}, {3}, {4, 5}, {6}]
+    # An image of each of two persons is nearly the same; and two of none are.
+    joined = replace(data, near_duplicates=(("1.jpg", "4.jpg"), ("3.jpg", "6.jpg")))
+    assert units_of(joined) == [{0, 1, 4, 5}, {2}, {3, 6}]
+    assert units_block(joined, image_units(joined)) == {
+        "identities": 5, "near_duplicates": {"images": 4, "groups": 2}, "units": 3,
+    }  # fmt: skip
+    assert units_of(replace(joined, rows=[replace(row, identity=None) for row in rows])) == [
+        {0},
+        {1, 4},
+        {2},
+        {3, 6},
+        {5},
+    ]
+
+
+def units_of(data):
+    """The images of each unit, in the order of their first."""
+    units = image_units(data)
+    return [set(np.flatnonzero(units == unit)) for unit in dict.fromkeys(units.tolist())]
+
+
+def test_a_study_knows_the_near_duplicates_of_the_split_that_it_measures(tmp_path, scenes_folder):
+    data = Path(shutil.copytree(scenes_folder, tmp_path / "data"))
+    with (data / "metadata.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    firsts = {split: next(row for row in rows if row[2] == split) for split in ("train", "dev")}
+    for split, row in firsts.items():
+        with Image.open(data / row[0]) as image:
+            image.convert("RGB").save(data / f"{split}.jpg", quality=70)
+        rows += [[f"{split}.jpg", "another caption of it", split]]
+    with (data / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    study_data = open_study_data(Plan(data=str(data)), tmp_path / "study", tmp_path / "scenes")
+    pair = {firsts["dev"][0], "dev.jpg"}
+    assert pair in [set(group) for group in study_data.near_duplicates]
+    dev = study_data.split("dev")
+    units = units_of(dev)
+    assert {row.name for row in dev.rows} >= pair
+    assert {index for index, row in enumerate(dev.rows) if row.name in pair} in units
+    assert not any("train" in name for group in study_data.near_duplicates for name in group)
 
 
 def test_an_identity_of_each_image_is_as_none():

@@ -62,6 +62,14 @@ def test_a_true_report_holds(copy, capsys):
     }  # fmt: skip
 
 
+@pytest.mark.slow
+def test_a_report_from_before_near_duplicates_counted_as_one_holds(copy):
+    """Its figures are derived as they were then, whatever images are nearly the same."""
+    assert json.loads((copy / "report.json").read_text())["results"]["units"] > 0
+    change_json(copy / "report.json", lambda report: report["results"].pop("units"))
+    assert failed(copy) == []
+
+
 @pytest.mark.parametrize("folder", PUBLISHED, ids=str)
 def test_a_published_report_without_ranks_is_consistent_and_said_not_to_be_derived(folder, capsys):
     assert main(["verify", str(folder)]) == 0

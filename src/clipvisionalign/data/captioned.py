@@ -161,6 +161,7 @@ class CaptionedImages:
         split_rule: Number of the rule by which a hash assigned splits.
         class_names: Of class folders, the name of each class by its folder, the identity of its images; else empty.
         caption_mode: What stands for an image's captions, see `CaptionMode`.
+        near_duplicates: Groups of images that are equal or nearly equal, by their names, where they were compared.
     """
 
     rows: list[CaptionedImage]
@@ -174,6 +175,7 @@ class CaptionedImages:
     split_rule: int = 0
     class_names: dict[str, str] = field(default_factory=dict)
     caption_mode: CaptionMode = "each"
+    near_duplicates: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -64,14 +64,16 @@ def fingerprint_image(image: Path | str | bytes) -> ImageFingerprint:
 
 
 def near_pairs(
-    left: Sequence[ImageFingerprint], right: Sequence[ImageFingerprint], show_progress: bool = False
-) -> list[tuple[int, int, bool]]:
+    left: Sequence[ImageFingerprint], right: Sequence[ImageFingerprint], show_progress: bool = False,
+    title: str = "comparing images across splits",
+) -> list[tuple[int, int, bool]]:  # fmt: skip
     """Pairs of images that are equal or nearly equal.
 
     Args:
         left: Fingerprints of some images.
         right: Fingerprints of others, or of the same.
         show_progress: Whether a live line is shown on standard error.
+        title: Its title.
 
     Returns:
         Position on the left, position on the right, and whether the bytes are equal.
@@ -80,7 +82,7 @@ def near_pairs(
         return []
     hashes = np.stack([fingerprint.gradient_hash for fingerprint in right])
     pairs = []
-    for i, fingerprint in enumerate(progress(left, "comparing images across splits", len(left), show_progress)):
+    for i, fingerprint in enumerate(progress(left, title, len(left), show_progress)):
         bits = np.bitwise_count(hashes ^ fingerprint.gradient_hash).sum(axis=1)
         for j in np.flatnonzero(bits <= NEAR_BITS).tolist():
             same = fingerprint.digest == right[j].digest
@@ -90,6 +92,28 @@ def near_pairs(
             if same or (cells.mean() <= NEAR_COLOUR and cells.max() <= NEAR_CELL):
                 pairs.append((i, j, same))
     return pairs
+
+
+def near_duplicate_groups(fingerprints: Sequence[ImageFingerprint], show_progress: bool = False) -> list[list[int]]:
+    """Groups of images that are equal or nearly equal, each to one other of its group at least.
+
+    Args:
+        fingerprints: Of the images.
+        show_progress: Whether a live line is shown on standard error.
+
+    Returns:
+        Positions in ascending order, two or more a group.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count, pairs = len(fingerprints), near_duplicates(fingerprints, show_progress)
+    if not pairs:
+        return []
+    left, right = np.array(pairs).T
+    labels = connected_components(coo_array((np.ones(len(pairs)), (left, right)), (count, count)), directed=False)[1]
+    sizes = np.bincount(labels)
+    return [np.flatnonzero(labels == label).tolist() for label in np.flatnonzero(sizes > 1)]
 
 
 def near_duplicates(fingerprints: Sequence[ImageFingerprint], show_progress: bool = False) -> list[tuple[int, int]]:
@@ -102,4 +126,5 @@ def near_duplicates(fingerprints: Sequence[ImageFingerprint], show_progress: boo
     Returns:
         Positions i < j.
     """
-    return [(i, j) for i, j, _ in near_pairs(fingerprints, fingerprints, show_progress) if i < j]
+    pairs = near_pairs(fingerprints, fingerprints, show_progress, "comparing images")
+    return [(i, j) for i, j, _ in pairs if i < j]

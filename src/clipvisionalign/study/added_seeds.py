@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
-from clipvisionalign.study.aggregate import TrialResult, contributions_table, image_units
+from clipvisionalign.study.aggregate import TrialResult, contributions_table
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.folder import PLAN_FILE
 from clipvisionalign.study.plan_file import read_kept_plan
 from clipvisionalign.study.sequential import NOT_YET, looks_at, stopped_by
+from clipvisionalign.study.units import image_units
 
 logger = logging.getLogger(__name__)
 

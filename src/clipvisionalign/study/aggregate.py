@@ -28,6 +28,7 @@ from clipvisionalign.study.statistics import (
     ratio_contributions,
     unpaired_seeds,
 )  # fmt: skip
+from clipvisionalign.study.units import image_units, units_block
 from clipvisionalign.training.selection_notes import nothing_chosen
 
 #: By set of minimal pairs and kind: what `minimal_pairs.drawn_together` gives.
@@ -90,7 +91,7 @@ def aggregate_results(
     for name, variant_results in by_variant.items():
         variant: dict[str, Any] = {
             "seeds": [result.seed for result in variant_results],
-            "runs": [_run_entry(result, caption_image, eval_data.image_identity) for result in variant_results],
+            "runs": [_run_entry(result, caption_image, unit) for result in variant_results],
         }
         for block in ("ranks", "dual"):
             if all(block in result.ranks for result in variant_results):
@@ -119,7 +120,7 @@ def aggregate_results(
         "protocol": PROTOCOL,
         "choice": selection_note(audited, split),
         "gallery": {"images": len(eval_data), "captions": len(eval_data.captions)},
-        **({} if eval_data.image_identity is None else {"identities": int(unit.max()) + 1}),
+        **units_block(eval_data, unit),
         "variants": variants,
         "chance": _chance(audited),
         "differences": correct_for_primary(rows, compare or Comparison()),
@@ -210,7 +211,7 @@ def check_gallery(result: TrialResult, eval_data: CaptionedImages) -> None:
             )
 
 
-def _run_entry(result: TrialResult, caption_image: np.ndarray, unit: np.ndarray | None) -> dict[str, Any]:
+def _run_entry(result: TrialResult, caption_image: np.ndarray, unit: np.ndarray) -> dict[str, Any]:
     """One cell's own figures with bootstrap intervals, and the conditions of its measurement."""
     metrics = metrics_of_ranks(result.ranks["ranks"], caption_image, RESAMPLES, unit=unit).to_dict()
     return {"seed": result.seed, "protocol": PROTOCOL, **metrics, "audit": result.measurements["audit"]}
@@ -239,18 +240,6 @@ def _chance_by_length(
         tercile: {f"recall_at_{k}": 100 * float(chance_recall(positives[inside], gallery, k).mean()) for k in (1, 5)}
         for tercile, inside in terciles.items()
     }
-
-
-def image_units(eval_data: CaptionedImages) -> np.ndarray:
-    """What is drawn at random of a gallery: images of one identity together, as their figures depend on each other.
-
-    Args:
-        eval_data: N images.
-
-    Returns:
-        (N,) number of each image's unit, from 0.
-    """
-    return np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
 
 
 def contributions_table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.foils import MinimalPair, make_minimal_pairs, read_minimal_pairs
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.image_fingerprints import near_duplicate_groups
 from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.data.scene_dataset import (
     is_scene_dataset,
@@ -175,8 +176,11 @@ def open_study_data(plan: Plan, study: Path, scenes_folder: Path) -> CaptionedIm
     data = read_captioned_images(source, plan.layout, plan.group).with_identity(plan.identity)
     if plan.split not in data.split_sizes():
         raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
-    clean_data, _ = check(data, full=True, show_progress=True)
-    return with_captions(clean_data, plan.captions)
+    clean_data, report = check(data, full=True, show_progress=True)
+    measured = [index for index, row in enumerate(clean_data.rows) if row.split == plan.split]
+    groups = near_duplicate_groups([report.fingerprints[index] for index in measured], show_progress=True)
+    names = tuple(tuple(clean_data.rows[measured[index]].name for index in group) for group in groups)
+    return with_captions(replace(clean_data, near_duplicates=names), plan.captions)
 
 
 def _draw_scenes(folder: Path, plan: Plan) -> None:

@@ -18,11 +18,11 @@ import numpy as np
 
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.retrieval.metrics import SIGNIFICANCE_LEVEL
-from clipvisionalign.study.aggregate import image_units
 from clipvisionalign.study.config import Plan
 from clipvisionalign.study.report.build import read_report
 from clipvisionalign.study.sequential import SEQUENTIAL_LEVEL
 from clipvisionalign.study.statistics import half_width, t_quantile
+from clipvisionalign.study.units import image_units
 
 #: In this share of studies an interval is no wider than promised; a difference is shown that often.
 ASSURANCE, POWER = 0.9, 0.8
@@ -225,7 +225,9 @@ def _spread_in(study: str | Path, plan: Plan) -> DifferenceSpread | None:
     results, pair = report["results"], {plan.compare.a, plan.compare.b}
     rows = [row for row in results["differences"] if row["figure"] == plan.compare.figure]
     rows = [row for row in rows if {row["a"], row["b"]} == pair] or rows
-    return median_spread(rows, results.get("identities") or results["gallery"]["images"], str(study))
+    return median_spread(
+        rows, results.get("units") or results.get("identities") or results["gallery"]["images"], str(study)
+    )
 
 
 def describe_power(spread: DifferenceSpread, seeds: int, images: int, metric: str = "rsum") -> list[str]:

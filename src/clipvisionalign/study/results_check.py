@@ -42,8 +42,9 @@ _RUN = {
 #: All that the block "results" is made of: keys and what is below them. A list's one entry is of all that a list, or a
 #: dict under names that are a study's own, holds; None is of what is looked into no further.
 RESULTS_STRUCTURE: dict[str, Any] = {
-    **dict.fromkeys(("split", "protocol", "identities", "choice", "unpaired", "refused", "lengths", "until")),
+    **dict.fromkeys(("split", "protocol", "identities", "units", "choice", "unpaired", "refused", "lengths", "until")),
     "gallery": _GALLERY,
+    "near_duplicates": {"images": None, "groups": None},
     "variants": [{
         "seeds": None, "runs": [_RUN], "figures": _METRICS, "dual": _METRICS, "gain": _ESTIMATE,
         "by_length": dict.fromkeys((*TERCILES, "all"), _BY_LENGTH),

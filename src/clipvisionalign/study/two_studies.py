@@ -17,7 +17,7 @@ import numpy as np
 
 from clipvisionalign.log import leave_out
 from clipvisionalign.retrieval.metrics import MIN_IMAGES, SIGNIFICANCE_LEVEL
-from clipvisionalign.study.aggregate import contributions_table, image_units
+from clipvisionalign.study.aggregate import contributions_table
 from clipvisionalign.study.gaps import Gaps
 from clipvisionalign.study.interval_inversion import level_at_zero
 from clipvisionalign.study.report.compare import same_data
@@ -32,6 +32,7 @@ from clipvisionalign.study.statistics import (
     t_quantile,
 )
 from clipvisionalign.study.trials import measure_trials
+from clipvisionalign.study.units import image_units
 
 
 @dataclass(frozen=True)

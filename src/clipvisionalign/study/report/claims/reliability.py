@@ -35,6 +35,23 @@ def equal_caption_claims(report: StudyReport) -> list[Claim]:
     return [claim]
 
 
+def near_duplicate_claims(report: StudyReport) -> list[Claim]:
+    """Images of the gallery that are nearly the same, and how they count.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each; none where the report has nothing to state.
+    """
+    if report.results.near_duplicates is None:
+        return []
+    claim = Claim(report, "belief")
+    images, groups = (claim.cite_with_noun(f"results/near_duplicates/{noun}s", noun) for noun in ("image", "group"))
+    claim.text = f"{images} of the gallery are near-duplicates, in {groups}: a group counts as one in intervals and p."
+    return [claim]
+
+
 def pretraining_claims(report: StudyReport) -> list[Claim]:
     """Whether public sets are in what a variant's model was pretrained on, as far as it is known.
 

@@ -181,6 +181,13 @@ class AddedSeeds(Block):
     stopped: str
 
 
+class NearDuplicates(Block):
+    """Images of the gallery that are equal or nearly equal; each group counts as one image in intervals and p."""
+
+    images: int
+    groups: int
+
+
 class Results(Block):
     """Everything measured over the whole gallery by runs that passed their audit."""
 
@@ -189,6 +196,8 @@ class Results(Block):
     selection: str | None = Field(default=None, alias="choice")
     gallery: Gallery
     identities: int | None = None
+    near_duplicates: NearDuplicates | None = None
+    units: int | None = None
     variants: dict[str, VariantResults]
     chance: dict[str, Number] = Field(default_factory=dict)
     differences: tuple[Difference, ...]
