@@ -267,10 +267,12 @@ def test_a_dense_encoder_reads_captions_beyond_its_own_limit(tmp_path, text_fold
     """Captions within it keep their vectors, longer ones are read to the last word, and a saved one is the same."""
     save_encoder(tmp_path, kind, text_folder)
     own = TextTower(TextTowerConfig(str(tmp_path))).eval()
-    longer = TextTower(TextTowerConfig(str(tmp_path), max_tokens=1000)).eval()
+    longer = TextTower(TextTowerConfig(str(tmp_path), max_tokens=1000), positions="repeated").eval()
     within = own.max_positions
     assert (longer.max_positions, longer.max_tokens) == (4096, 1000)
-    assert open_tokenizer(tmp_path, 1000).max_tokens == 1000
+    # What runs of before recorded is what they were: captions cut at the encoder's own limit.
+    assert TextTower(TextTowerConfig(str(tmp_path), max_tokens=1000)).max_positions == within
+    assert open_tokenizer(tmp_path, 1000).max_tokens == within
     ids = torch.randint(5, 20, (2, 1000))
     ids[1] = ids[0]
     ids[1, -1] = 4 + (ids[0, -1] - 3) % 16
@@ -281,7 +283,7 @@ def test_a_dense_encoder_reads_captions_beyond_its_own_limit(tmp_path, text_fold
         vectors = longer(ids, mask).pooled
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-6)
     longer.save(tmp_path / "saved")
-    again = TextTower(TextTowerConfig(str(tmp_path), max_tokens=1000), tmp_path / "saved", False)
+    again = TextTower(TextTowerConfig(str(tmp_path), max_tokens=1000), tmp_path / "saved", False, positions="repeated")
     again.encoder.load_state_dict(longer.encoder.state_dict())
     with torch.inference_mode():
         assert torch.equal(again.eval()(ids, mask).pooled, vectors)
@@ -330,9 +332,12 @@ def test_an_encoder_without_windows_says_so(tmp_path, text_folder):
     assert tower(torch.full((1, 5), 7), torch.ones(1, 5, dtype=torch.long)).pooled.shape == (1, 32)
 
 
-@pytest.mark.parametrize(("asked", "limit"), [(None, 128), (20, 20), (500, 500), (5000, 4096)])
-def test_long_captions_are_cut_not_fatal(text_folder, asked, limit):
-    tower = TextTower(TextTowerConfig(str(text_folder), max_tokens=asked))
+@pytest.mark.parametrize(
+    ("asked", "positions", "limit"),
+    [(None, "own", 128), (20, "own", 20), (500, "own", 128), (500, "repeated", 500), (5000, "repeated", 4096)],
+)
+def test_long_captions_are_cut_not_fatal(text_folder, asked, positions, limit):
+    tower = TextTower(TextTowerConfig(str(text_folder), max_tokens=asked), positions=positions)
     assert tower.max_tokens == limit
     assert len(tower.tokenize(["dog " * 5000])[0]) == limit
     assert tower.tokenize([]) == []

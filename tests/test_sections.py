@@ -69,7 +69,11 @@ def test_the_data_set_stands_anywhere_among_the_settings():
     for position in range(len(settings) + 1):
         arguments = [*chain(*settings[:position], ["captions"], *settings[position:])]
         assert _data_as_flag(arguments, actions) == ["--data", "captions", *chain(*settings)]
-    for arguments in (["--resume", "captions"], ["--epochs", "3"], [], ["--unknown", "captions"]):
+    for arguments in (
+        ["--resume", "captions"], ["--epochs", "3"], [], ["--unknown", "captions"],
+        # A word too many is an error, and no other data set.
+        ["--data", "captions", "--epochs", "3", "4"], ["--data=captions", "--out", "run", "others"],
+    ):  # fmt: skip
         assert _data_as_flag(arguments, actions) == arguments
 
 

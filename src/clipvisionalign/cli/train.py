@@ -76,6 +76,8 @@ def train(arguments: list[str]) -> int:
 
 def _data_as_flag(arguments: Sequence[str], actions: Mapping[str, Any]) -> list[str]:
     """`train DATA` is `train --data DATA`, wherever among the settings DATA stands."""
+    if any(argument.partition("=")[0] == "--data" for argument in arguments):
+        return list(arguments)
     follows_flag = False
     for number, argument in enumerate(arguments):
         flag, is_assigned, _ = argument.partition("=")

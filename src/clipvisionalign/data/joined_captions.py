@@ -70,11 +70,16 @@ def training_text(captions: Sequence[str], seed: int, epoch: int, name: str) -> 
     Returns:
         The text, the same wherever and however often it is asked for; no caption is in it twice.
 
+    Raises:
+        ValueError: There is no caption.
+
     >>> texts = {training_text(["a dog", "two dogs"], 0, epoch, "1.jpg") for epoch in range(1, 40)}
     >>> sorted(texts)
     ['a dog', 'a dog. two dogs', 'two dogs', 'two dogs. a dog']
     """
     different = distinct_captions(captions)
+    if not different:
+        raise ValueError(f"{name}: an image without captions has no text")
     key = f"{seed}\0{epoch}\0{name}"
     return _drawn(different, 1 + hash_text(key) % len(different), key)
 
@@ -129,7 +134,7 @@ def with_captions(data: CaptionedImages, mode: CaptionMode) -> CaptionedImages:
 #: Why two settings cannot be together.
 IDENTITY_REFUSED = (
     "--captions joined with --identity caption: that one compares captions word by word, and a joined text is true of "
-    "another image only if all of its captions are; give --identity auto, or --captions each"
+    "another image only if all of its captions are; give --identity auto, or --captions each to a command that has it"
 )
 
 

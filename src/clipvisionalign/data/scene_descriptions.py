@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from clipvisionalign.data.scene_difficulty import NeedlePosition, SceneDifficulty
+from clipvisionalign.data.scene_difficulty import MIN_TOKENS, NeedlePosition, SceneDifficulty
 from clipvisionalign.data.scenes import (
     SHAPE_COLOURS,
     Group,
@@ -189,11 +189,16 @@ def lengthen(caption: str, difficulty: SceneDifficulty) -> str:
     Returns:
         A text of at most `tokens` tokens, and at most 48 fewer: the sentences are the same whatever the caption.
 
+    Raises:
+        ValueError: It is to have fewer tokens than a long caption has.
+
     >>> count_tokens(lengthen("a red ring", SceneDifficulty(captions=1, tokens=512)))
     468
     """
     if not difficulty.tokens:
         return caption
+    if difficulty.tokens < MIN_TOKENS:
+        raise ValueError(f"tokens: {difficulty.tokens}: a long caption has {MIN_TOKENS} or more")
     before, after = filler(difficulty.tokens, difficulty.needle)
     return " ".join(part for part in (before, f"{caption}.", after) if part)
 
@@ -203,7 +208,7 @@ def filler(tokens: int, needle: NeedlePosition) -> tuple[str, str]:
     """The neutral sentences of a long caption; those of a shorter one are the first ones of a longer one.
 
     Args:
-        tokens: Length of the whole caption.
+        tokens: Length of the whole caption, `MIN_TOKENS` or more.
         needle: Where its needle stands.
 
     Returns:

@@ -36,8 +36,8 @@ class AlignerConfig:
             in the place of `image_tower` and `text_tower`: a folder in transformers' or open_clip's layout, or a hub
             name such as openai/clip-vit-base-patch32, also with @REVISION. "" for none.
         positions: positions of the text tower: its "own" (77 of CLIP, 512 of BERT's kin); "stretched" as by Long-CLIP
-            (to 248 and 1,988), the first 20 kept; or "repeated" to 4,096, as they also are in a text tower of BERT's
-            kin with sliding windows, or whose `max_tokens` is above 128 and its own.
+            (to 248 and 1,988), the first 20 kept; or "repeated" to 4,096, as they also are in a text tower by name
+            with sliding windows. Captions are read as far as `text_tower.max_tokens`.
     """
 
     design: Literal["self", "sparse", "late", "cross"] = "self"

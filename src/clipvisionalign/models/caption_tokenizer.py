@@ -9,6 +9,7 @@ from typing import Any
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.aligner_config import AlignerConfig, read_recorded_settings
 from clipvisionalign.models.hub import HubUnreachable, NoSuchRepository, WeightsNotFound
+from clipvisionalign.models.positions import Positions
 from clipvisionalign.models.pretrained import (
     PretrainedTextTower,
     count_positions,
@@ -18,7 +19,7 @@ from clipvisionalign.models.pretrained import (
     open_caption_tokenizer,
 )
 from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER
-from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS, extends_positions, max_positions
+from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS, max_positions, supports_custom_attention
 from clipvisionalign.models.text_tower import silence_transformers
 from clipvisionalign.models.text_weights import find_text_folder
 from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
@@ -96,7 +97,9 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
     positions = max_positions(encoder_config)
     if folder != run / TEXT_FOLDER:
         # By name: a run's own folder has the positions that it was given.
-        positions = count_positions(positions, extends_positions(encoder_config, limit, recorded.positions))
+        windows = recorded.design == "sparse" or recorded.text_tower.attention == "sliding"
+        how: Positions = "repeated" if windows and recorded.positions == "own" else recorded.positions
+        positions = count_positions(positions, how) if supports_custom_attention(encoder_config) else positions
     return CaptionTokenizer(load_tokenizer(folder), min(limit, positions))
 
 

@@ -22,39 +22,43 @@ KEPT_POSITIONS, STRETCH = 20, 4
 REPEATED_POSITIONS = 4096
 
 
-def extend_table(learned: Tensor, how: Positions) -> Tensor:
+def extend_table(learned: Tensor, how: Positions, length: int = REPEATED_POSITIONS) -> Tensor:
     """Learned positions for longer captions.
 
     Args:
         learned: (T, W), those that an encoder has.
-        how: "stretched" for 20 + 4 x (T - 20), "repeated" for 4,096, "own" for these.
+        how: "stretched" for 20 + 4 x (T - 20), "repeated" for `length`, "own" for these.
+        length: How many there are when they are repeated.
 
     Returns:
-        (T', W), the first of which are the learned ones.
+        (T', W), never fewer: the learned ones where these are as many.
 
     Source: Zhang et al., "Long-CLIP", arXiv:2403.15378; Beltagy, Peters and Cohan, "Longformer", arXiv:2004.05150,
     section 5.
     """
+    if count_positions(len(learned), how, length) == len(learned):
+        return learned
     if how == "stretched":
         return stretch_positions(learned)
-    return learned if how == "own" else _repeat(learned, REPEATED_POSITIONS)
+    return learned.repeat(-(-length // len(learned)), 1)[:length]
 
 
-def count_positions(own: int, how: Positions) -> int:
+def count_positions(own: int, how: Positions, length: int = REPEATED_POSITIONS) -> int:
     """How many positions `extend_table` makes.
 
     Args:
         own: The number of the tower's own positions.
         how: As of `extend_table`.
+        length: As of `extend_table`.
 
     Returns:
         The number.
 
-    >>> count_positions(77, "stretched")
-    248
+    >>> count_positions(77, "stretched"), count_positions(8192, "repeated")
+    (248, 8192)
     """
     stretched = KEPT_POSITIONS + STRETCH * (own - KEPT_POSITIONS)
-    return {"own": own, "stretched": stretched, "repeated": REPEATED_POSITIONS}[how]
+    return max(own, {"own": own, "stretched": stretched, "repeated": length}[how])
 
 
 def stretch_positions(learned: Tensor, kept: int = KEPT_POSITIONS, factor: int = STRETCH) -> Tensor:
@@ -80,7 +84,3 @@ def stretch_positions(learned: Tensor, kept: int = KEPT_POSITIONS, factor: int =
     shares = torch.arange(factor, device=learned.device)[None, :, None] / factor
     between = rest[:, None] * (1 - shares) + following[:, None] * shares
     return torch.cat([learned[:kept], between.flatten(0, 1)])
-
-
-def _repeat(learned: Tensor, length: int) -> Tensor:
-    return learned.repeat(-(-length // len(learned)), 1)[:length]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.models.attention import attention
-from clipvisionalign.models.positions import Positions, count_positions, extend_table
+from clipvisionalign.models.positions import REPEATED_POSITIONS, Positions, extend_table
 from clipvisionalign.models.text_families import position_offset
 
 #: Under this name transformers' encoders call `attention`.
@@ -47,11 +47,12 @@ def transformers_attention(
 
 
 @torch.no_grad()
-def extend_positions(encoder: Any, how: Positions = "repeated") -> None:
+def extend_positions(encoder: Any, length: int = REPEATED_POSITIONS, *, how: Positions = "repeated") -> None:
     """Give an encoder more positions; one that has as many is left as it is.
 
     Args:
         encoder: An encoder of transformers with learned positions, which is changed in place.
+        length: Number of tokens that it gets positions for when they are repeated.
         how: As of `extend_table`.
 
     Raises:
@@ -64,11 +65,12 @@ def extend_positions(encoder: Any, how: Positions = "repeated") -> None:
     # RoBERTa's first rows stand for padding, and are not repeated.
     offset = position_offset(encoder)
     learned = embedding.weight[offset:]
-    length = count_positions(len(learned), how)
-    if len(learned) >= length:
+    table = extend_table(learned, how, length)
+    if len(table) == len(learned):
         return
+    length = len(table)
     extended = nn.Embedding(offset + length, embedding.embedding_dim, padding_idx=embedding.padding_idx)
-    extended.weight.copy_(torch.cat([embedding.weight[:offset], extend_table(learned, how)]))
+    extended.weight.copy_(torch.cat([embedding.weight[:offset], table]))
     embeddings.position_embeddings = extended
     encoder.config.max_position_embeddings = offset + length
     for name, fill in (

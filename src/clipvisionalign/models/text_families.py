@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipvisionalign.models.positions import Positions
-
 #: Where captions are cut if the settings do not tell, for a text tower by name.
 DEFAULT_MAX_TOKENS = 128
 
@@ -79,23 +77,6 @@ def max_positions(encoder_config: Any, encoder: Any = None) -> int:
     if rows <= 0:
         return sys.maxsize
     return rows - (_offset_from_config(encoder_config) if encoder is None else position_offset(encoder))
-
-
-def extends_positions(encoder_config: Any, max_tokens: int, how: Positions = "own") -> Positions:
-    """How a dense encoder by name gets positions for captions of so many tokens.
-
-    Args:
-        encoder_config: Its config of transformers.
-        max_tokens: Where captions are to be cut.
-        how: The setting `positions`.
-
-    Returns:
-        `how`, but "repeated" in the place of "own" where more positions are asked for than there are, by more than
-        the default limit, and the encoder is of BERT's kin, whose positions can be repeated.
-    """
-    own = max_positions(encoder_config)
-    is_longer = max_tokens > max(own, DEFAULT_MAX_TOKENS)
-    return "repeated" if how == "own" and is_longer and supports_custom_attention(encoder_config) else how
 
 
 def position_offset(encoder: Any) -> int:

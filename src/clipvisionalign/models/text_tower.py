@@ -26,7 +26,6 @@ from clipvisionalign.models.text_families import (
     check_encoder,
     check_is_encoder,
     check_vocabulary,
-    extends_positions,
     max_positions,
     supports_custom_attention,
 )
@@ -47,9 +46,8 @@ class TextTowerConfig:
             own windows either way).
         window: tokens that a token sees under "sliding", half of them on either side.
         pooling: "mean" over the tokens, "first" token, or "auto": first for Longformer, else mean.
-        max_tokens: longer captions are cut. An encoder of BERT's kin with fewer positions gets more, see `positions`
-            of the model; of any other it is never above what the encoder has. Not given: 128, and for a pretrained
-            dual encoder all of its positions.
+        max_tokens: longer captions are cut; never above what the encoder has positions for, which `positions` of the
+            model makes more. Not given: 128, and for a pretrained dual encoder all of its positions.
         dropout: dropout of the encoder while training; below 0 for the encoder's own.
         revision: branch, tag or commit of the hub's repository; "" for the main branch. A run records the commit.
     """
@@ -85,8 +83,8 @@ class TextTower(nn.Module):
         config: The settings.
         folder: Where config.json and the tokenizer are; None to find them by the config's name.
         load_weights: Whether the encoder's weights are loaded; without, they come later, from an aligner's own file.
-        positions: As of `extend_table`; "own" repeats them where the config asks for longer captions, and for sliding
-            windows. An encoder that was saved has its positions already.
+        positions: As of `extend_table`; "own" repeats them for sliding windows. An encoder that was saved has its
+            positions already.
 
     Raises:
         WeightsNotFound: There is no such encoder.
@@ -276,12 +274,10 @@ def _extend_positions(encoder: Any, config: TextTowerConfig, positions: Position
                 f"{positions}: leave --model.positions out, or name one of BERT's kin, such as distilbert-base-uncased"
             )
         return
-    if config.attention == "sliding":
-        how: Positions = "repeated" if positions == "own" else positions
-    else:
-        how = extends_positions(encoder_config, config.max_tokens or DEFAULT_MAX_TOKENS, positions)
+    # A run of before has the positions of its encoder alone, however long its captions were to be.
+    how: Positions = "repeated" if config.attention == "sliding" and positions == "own" else positions
     if how != "own":
-        extend_positions(encoder, how)
+        extend_positions(encoder, how=how)
 
 
 def _from_config(auto_model: Any, source: Path, encoder_config: Any, options: dict[str, Any]) -> Any:

@@ -140,6 +140,12 @@ class TrainingData:
             if counts.cut:
                 name = f"{split}, as joined in the first epoch" if self.joined and split == "train" else split
                 logger.info(counts.summary(name, tower.max_tokens))
+        asked = aligner.config.text_tower.max_tokens or 0
+        if asked > tower.max_tokens and any(counts.cut for counts in self.cut_captions.values()):
+            logger.info(
+                f"note: captions of {asked:,} tokens are asked for, and the text tower has {tower.max_tokens:,} "
+                "positions: --model.positions repeated (or stretched) makes them more"
+            )
 
     def count_stream(self, batches: CaptionedBatches | StreamedBatches, distributed: Distributed) -> bool:
         """Count and log the cut captions and complaints of a stream as they have passed; every process calls this.
