@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from clipvisionalign.batch import TokenizedCaptions, TruncationStats
 from clipvisionalign.cli import main
+from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.models.caption_tokenizer import open_tokenizer
 from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
 
@@ -63,6 +65,19 @@ def long_captions(tmp_path_factory):
     with (folder / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file_name", "caption", "split"], *rows])
     return folder
+
+
+def test_check_counts_joined_captions_as_they_are_measured(scenes_folder, text_folder, capsys):
+    command = ["check", str(scenes_folder), "--quick", "--tokens", str(text_folder), "--json"]
+    counts = {}
+    for form in ("each", "joined"):
+        assert main([*command, "--captions", form]) == 0
+        counts[form] = json.loads(capsys.readouterr().out)["cut_captions"]["dev"]
+    dev = with_captions(read_captioned_images(scenes_folder).split("dev"), "joined")
+    assert counts["joined"]["captions"] == len(dev.captions)
+    assert counts["joined"]["longest"] > counts["each"]["longest"]
+    assert main(["check", str(scenes_folder), "--captions", "joined"]) == 1
+    assert "--captions is what --tokens" in capsys.readouterr().err
 
 
 def test_check_counts_them_for_any_tokenizer(long_captions, text_folder, capsys):

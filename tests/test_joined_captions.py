@@ -28,6 +28,7 @@ from clipvisionalign.data.joined_captions import (
     distinct_captions,
     gallery_texts,
     join_captions,
+    log_single_captions,
     training_text,
     with_captions,
 )
@@ -397,7 +398,13 @@ def test_of_single_captions_nothing_is_joined_which_is_told(tmp_path, tiny_model
             data=str(tmp_path), out=str(tmp_path / "run"), captions="joined", model=tiny_model("self"), epochs=1,
             batch=12, augment="none", precision="float32", cache="off", trackers="", workers=0,
         ))  # fmt: skip
-    assert "no effect of --captions: no image has two captions that could be joined" in lines
+    for split in ("train", "dev"):
+        assert f"no effect of --captions joined on {split}: no image has two different captions" in lines
+    lines.clear()
+    several = [CaptionedImage(str(n), b"", ("a dog", "A dog.", "two dogs")[: n + 1], "dev") for n in range(3)]
+    with log_to(lines.append):
+        log_single_captions({"dev": CaptionedImages(several), "test": CaptionedImages(several[2:])})
+    assert lines == ["dev: 2 of 3 images have one caption, and no other text"]
 
 
 # --- a study ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, replace
-from itertools import pairwise, product
+from itertools import islice, pairwise, product
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.scene_dataset import random_scenes, read_scene_record, read_scenes, write_scenes
 from clipvisionalign.data.scene_descriptions import (
     NEEDLE_TOKENS,
+    _neutral_sentences,
     caption_features,
     composed_captions,
     count_tokens,
@@ -222,6 +223,30 @@ def test_neutral_sentences_hold_no_word_that_describes_a_scene():
     assert words & of_scenes <= {"the", "a", "an", "in", "of", "on", "to", "with"}
     assert not words & {*SHAPES, *SHAPE_COLOURS, *BACKGROUNDS, "left", "right", "above", "below", "no", "one"}
     assert not any(caption_features(text))
+
+
+def test_neutral_sentences_are_whole_and_fill_a_caption_to_the_token():
+    whole = set(islice(_neutral_sentences(), 2000))
+    for tokens in (*range(128, 400), 4096):
+        before, after = filler(tokens, "middle")
+        assert count_tokens(f"{before} {after}") == tokens - NEEDLE_TOKENS
+        sentences = [f"{sentence}." for sentence in f"{before} {after}".removesuffix(".").split(". ")]
+        for sentence in sentences:
+            text = re.sub(r"^(and )?so (then )?", "", sentence)
+            assert text in whole or re.fullmatch(r"it was (very )*late\.", text), (tokens, sentence)
+
+
+def test_check_names_the_limit_that_a_needle_is_cut_at(tmp_path, capsys):
+    folder = write_scenes(tmp_path / "d", 12, 2, 32, difficulty=SceneDifficulty(captions=1, relations=1.0, tokens=512))
+    assert main(["check", str(folder), "--quick", "--tokens", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    (note,) = [note for note in report["notes"] if "needle" in note and "alike" in note]
+    assert note == (
+        "captions that are cut at 128 tokens, before their needle (back), are all alike: "
+        "--model.text_tower.max_tokens 512"
+    )
+    assert main(["check", str(folder), "--quick", "--tokens", "--max-tokens", "512", "--json"]) == 0
+    assert "alike" not in capsys.readouterr().out
 
 
 def test_sentences_of_a_shorter_caption_begin_those_of_a_longer_one():

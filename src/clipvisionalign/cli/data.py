@@ -41,8 +41,9 @@ def scenes_parser() -> argparse.ArgumentParser:
     hard = parser.add_argument_group("difficulty (recorded in scenes.json)")
     hard.add_argument("--groups", type=int, metavar="N", help="groups of shapes in each scene, 2 to 6 (default 2 to 4)")
     hard.add_argument(
-        "--captions", type=int, metavar="N", help="compose so many captions for each scene, 1 to 5, by the following"
-    )
+        "--captions", type=int, metavar="N",
+        help="compose so many captions for each scene, 1 to 5, which the following need",
+    )  # fmt: skip
     for name, what in (
         ("relations", "state how two groups lie to each other"),
         ("negation", "name something that is absent"),
@@ -53,7 +54,9 @@ def scenes_parser() -> argparse.ArgumentParser:
         "--tokens", type=int, metavar="N",
         help="long captions, 128 to 4096 tokens: the composed part stands among neutral sentences",
     )  # fmt: skip
-    hard.add_argument("--needle", choices=("front", "middle", "back"), help="where it stands there (default back)")
+    hard.add_argument(
+        "--needle", choices=("front", "middle", "back"), help="where it stands there, with --tokens (default back)"
+    )
     return parser
 
 
@@ -71,11 +74,16 @@ def scenes(arguments: list[str]) -> int:
     """
     args = scenes_parser().parse_args(arguments)
     from clipvisionalign.data.scene_dataset import write_scenes
-    from clipvisionalign.data.scene_difficulty import SceneDifficulty, captions_per_scene
+    from clipvisionalign.data.scene_difficulty import SceneDifficulty, captions_per_scene, difficulty_faults
 
     splits = {split: count for split in ("train", "dev", "test") if (count := getattr(args, split)) is not None}
     names = [each.name for each in fields(SceneDifficulty)]
     hard = {name: value for name in names if (value := getattr(args, name)) is not None}
+    faults = difficulty_faults(SceneDifficulty(**hard))
+    if args.needle and not args.tokens:
+        faults = [("needle", "is of long captions: give --tokens, their length, too")]
+    if faults:
+        raise ValueError("; ".join(f"--{name}: {message}" for name, message in faults))
     if splits and args.images is not None:
         raise ValueError(f"--images has a hash divide the scenes, and --{next(iter(splits))} sets a split: give one")
     if low := [split for split, count in splits.items() if count < 1]:
@@ -94,6 +102,8 @@ def scenes(arguments: list[str]) -> int:
     sizes = f" ({', '.join(f'{split} {count:,}' for split, count in splits.items())})" if splits else ""
     captions = images * captions_per_scene(args.plain, difficulty)
     print(f"{folder}: {count_noun(images, 'scene')}{sizes} with {count_noun(captions, 'caption')}")
+    if splits and (missing := [split for split in ("train", "dev") if split not in splits]):
+        logger.info(f"note: no {' and no '.join(missing)} split: 'train' needs both train and dev")
     return 0
 
 
@@ -111,6 +121,11 @@ def check_parser() -> argparse.ArgumentParser:
         "--tokens", nargs="?", const="all-MiniLM-L6-v2", metavar="MODEL",
         help="count captions that are longer than a text tower's max_tokens: of a run folder, or of a tower by name or "
         "folder (default: the embedded all-MiniLM-L6-v2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--captions", metavar="FORM",
+        help="what --tokens counts: each caption, or joined ones as --captions joined measures them (default: as the "
+        "run was trained, else each)",
     )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, default=0, help="another limit for --tokens (default: the model's)")
     parser.add_argument("--quick", action="store_true", help="read images' headers only, as training does first")
@@ -144,12 +159,15 @@ def check(arguments: list[str]) -> int:
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import empty_splits, unused_files
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.run_data import ReadOptions, is_data_of_run, read_options_of_run
+    from clipvisionalign.data.joined_captions import validate_caption_mode, with_captions
+    from clipvisionalign.data.run_data import ReadOptions, is_data_of_run, read_options_of_run, texts_of_run
     from clipvisionalign.data.scene_dataset import read_scene_record
     from clipvisionalign.data.splits import SPLIT_RULE
 
     if args.max_tokens and not args.tokens:
         raise ValueError("--max-tokens is a limit for --tokens MODEL, which is not given")
+    if args.captions and not args.tokens:
+        raise ValueError("--captions is what --tokens MODEL counts, which is not given")
     if args.write_splits and Path(args.write_splits).exists():
         raise ValueError(f"{args.write_splits}: is there already: remove it, or give another file")
     reading = ReadOptions(args.layout, args.group, SPLIT_RULE)
@@ -162,7 +180,16 @@ def check(arguments: list[str]) -> int:
     report.problems += empty_splits(kept)
     scene_record = read_scene_record(args.data)
     report.notes = [*report.notes, *unused_files(data), *([str(scene_record)] if scene_record else [])]
-    truncation: dict[str, Any] = _cut_captions(kept, args.tokens, args.max_tokens) if args.tokens else {}
+    truncation: dict[str, Any] = {}
+    if args.tokens:
+        mode = validate_caption_mode(args.captions or texts_of_run(args.tokens))
+        truncation = _cut_captions(with_captions(kept, mode), args.tokens, args.max_tokens)
+        if scene_record and (limit := truncation["max_tokens"]) < scene_record.longest:
+            needed = scene_record.difficulty.tokens or scene_record.longest
+            report.notes.append(
+                f"captions that are cut at {limit:,} tokens, before their needle ({scene_record.difficulty.needle}), "
+                f"are all alike: --model.text_tower.max_tokens {needed}"
+            )
     if args.json:
         by_split = {split: stats.to_dict() for split, stats in truncation.items() if split != "max_tokens"}
         extra = (

@@ -7,7 +7,8 @@ an image has one text in an epoch, of any number of its captions, by the run's s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -18,6 +19,8 @@ from clipvisionalign.data.captioned import (
     hash_text,
     normalize_caption,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def join_captions(captions: Sequence[str]) -> str:
@@ -138,16 +141,18 @@ IDENTITY_REFUSED = (
 )
 
 
-def can_be_joined(data: CaptionedImages) -> bool:
-    """Whether any image has two different captions, so that joining makes a difference.
+def log_single_captions(parts: Mapping[str, CaptionedImages]) -> None:
+    """Log how many images have one caption, or several that are equal, so that nothing is joined.
 
     Args:
-        data: The data set, its captions as they are.
-
-    Returns:
-        Whether one has.
+        parts: Images by the name of their split, their captions as they are.
     """
-    return any(len(distinct_captions(row.captions)) > 1 for row in data.rows)
+    for name, part in parts.items():
+        single = sum(len(distinct_captions(row.captions)) == 1 for row in part.rows)
+        if single == len(part):
+            logger.info(f"no effect of --captions joined on {name}: no image has two different captions")
+        elif single:
+            logger.info(f"{name}: {single:,} of {len(part):,} images have one caption, and no other text")
 
 
 def validate_caption_mode(mode: str) -> CaptionMode:

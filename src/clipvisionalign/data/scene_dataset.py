@@ -60,7 +60,12 @@ class SceneRecord:
 
     def __str__(self) -> str:
         """The record in one line, as `check` prints it."""
-        settings = ", ".join(f"{name} {value}" for name, value in asdict(self.difficulty).items())
+        usual = asdict(SceneDifficulty())
+        if self.difficulty.tokens:
+            del usual["needle"]
+        settings = ", ".join(
+            f"{name} {value}" for name, value in asdict(self.difficulty).items() if value != usual.get(name)
+        )
         return (
             f"drawn scenes: {settings}; of {self.captions:,} captions {self.relations:,} have relations, "
             f"{self.negation:,} negation, {self.counts:,} counts; the longest has {self.longest:,} tokens"

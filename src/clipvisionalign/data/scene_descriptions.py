@@ -52,6 +52,8 @@ _WHEN = (
     "during the winter", "before the war", "after the harvest", "on a monday", "in the evening", "last summer",
     "every morning", "near the river", "at the market", "without any money",
 )  # fmt: skip
+#: What one to three tokens that are left are filled with; more are a sentence.
+_OPENINGS = {1: "so", 2: "and so", 3: "and so then"}
 
 
 class CaptionFeatures(NamedTuple):
@@ -217,14 +219,15 @@ def filler(tokens: int, needle: NeedlePosition) -> tuple[str, str]:
     budget = tokens - _SPECIAL_TOKENS - NEEDLE_TOKENS
     sentences: list[str] = []
     for sentence in _neutral_sentences():
-        words = _TOKEN.findall(sentence)[: max(0, budget)]
-        budget -= len(words)
-        if len(words) > 1:
-            sentences.append(" ".join(words[:-1]) + ".")
-        elif words:
-            sentences[-1] = f"so {sentences[-1]}"
-        if not budget:
+        length = len(_TOKEN.findall(sentence))
+        if length > budget:
             break
+        sentences.append(sentence)
+        budget -= length
+    if budget in _OPENINGS:
+        sentences[-1] = f"{_OPENINGS[budget]} {sentences[-1]}"
+    elif budget:
+        sentences.append(f"it was {'very ' * (budget - 4)}late.")
     split = {"front": 0, "middle": len(sentences) // 2, "back": len(sentences)}[needle]
     return " ".join(sentences[:split]), " ".join(sentences[split:])
 

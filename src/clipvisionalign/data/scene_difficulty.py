@@ -63,7 +63,7 @@ def difficulty_faults(difficulty: SceneDifficulty) -> list[tuple[str, str]]:
     ):  # fmt: skip
         value = getattr(difficulty, name)
         if value and not low <= value <= high:
-            faults.append((name, f"from {low} to {high:,}, or 0 for none of its own, not {value:,}"))
+            faults.append((name, f"from {low} to {high:,}, or 0 for the usual, not {value:,}"))
     for name in ("relations", "negation", "counts"):
         share = getattr(difficulty, name)
         if not 0 <= share <= 1:
@@ -73,12 +73,12 @@ def difficulty_faults(difficulty: SceneDifficulty) -> list[tuple[str, str]]:
         faults.append(("needle", f"{', '.join(positions[:-1])} or {positions[-1]}, not '{difficulty.needle}'"))
     if not difficulty.captions:
         faults += [
-            (name, "is of composed captions: set the number of these, 'captions' (1 to 5), too")
+            (name, "is of composed captions: set their number, 'captions' (1 to 5), too")
             for name in _OF_COMPOSED
             if getattr(difficulty, name)
         ]
     if difficulty.needle != SceneDifficulty.needle and not difficulty.tokens:
-        faults.append(("needle", "is of long captions: set their length, 'tokens', too"))
+        faults.append(("needle", "is of long captions: set 'tokens', their length, too"))
     return faults
 
 

@@ -15,7 +15,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.formats import LAYOUTS, STREAM, is_stream, read_captioned_images
 from clipvisionalign.data.hashes import dataset_hashes
-from clipvisionalign.data.joined_captions import can_be_joined, with_captions
+from clipvisionalign.data.joined_captions import log_single_captions, with_captions
 from clipvisionalign.data.run_data import data_record, split_rule_of
 from clipvisionalign.data.splits import SPLIT_RULE, SPLIT_RULES
 from clipvisionalign.data.streams.in_memory import read_stream_split
@@ -296,8 +296,8 @@ def _open_images(config: DatasetConfig, distributed: Distributed, resumed_run: P
         remaining = f"{len(train)} train, {len(dev)} dev images"
         raise DataError(f"{config.data}: too little is left to train on: {remaining}{data.splits_hint()}")
     as_read = hashes_as_read(data, elsewhere)
-    if config.captions == "joined" and not can_be_joined(train) and not can_be_joined(dev):
-        logger.info("no effect of --captions: no image has two captions that could be joined")
+    if config.captions == "joined":
+        log_single_captions({"train": train, "dev": dev})
     dev = with_captions(dev, config.captions)
     return TrainingData(
         config.data,
@@ -359,5 +359,7 @@ def _open_stream(
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
     for line in left_out[:5]:
         logger.info(f"check: {line}")
+    if config.captions == "joined":
+        log_single_captions({"dev": dev})
     dev = with_captions(dev, config.captions)
     return TrainingData(config.data, stream, dev, left_out, {}, dev_source=config.dev_data)
