@@ -87,6 +87,14 @@ def test_what_was_done_before_counts_as_done_and_not_in_the_rate():
         assert step.message() == "training, step 95 of 100, 2 s each, loss 1.5, about 10 s left"
 
 
+def test_once_all_is_done_what_follows_is_not_in_the_rate_and_no_end_is_promised():
+    with progress_step("training, step", 4, visible=False) as step:
+        step.start -= 8.0
+        step.update(4, "loss 1.5")
+        step.start, step.updated = step.start - 60.0, step.updated - 60.0
+        assert step.message() == "training, step 4 of 4, 2 s each, loss 1.5"
+
+
 def test_a_step_that_is_not_shown_says_nothing():
     lines, _ = run(
         """

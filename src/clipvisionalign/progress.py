@@ -42,6 +42,7 @@ class ProgressStep:
         self.done, self.postfix = 0, ""
         self.initial = 0
         self.start = time.monotonic()
+        self.updated = self.start
         self.announced = False
         self.task: Any = None
         self.listener = _listener.get()
@@ -53,7 +54,7 @@ class ProgressStep:
             done: How many are.
             postfix: Further text for the line, such as a loss.
         """
-        self.done, self.postfix = done, postfix
+        self.done, self.postfix, self.updated = done, postfix, time.monotonic()
         _reporter.refresh(self)
         if self.listener is not None:
             self.listener(self)
@@ -67,9 +68,9 @@ class ProgressStep:
         self.done = self.initial = done
 
     def remaining_seconds(self) -> float | None:
-        """Seconds until the end at the rate so far, None if unknown."""
+        """Seconds until the end at the rate so far, None if unknown, and where what follows is not counted."""
         newly_done = self.done - self.initial
-        if self.total is None or newly_done < 1:
+        if self.total is None or newly_done < 1 or self.done >= self.total:
             return None
         return (time.monotonic() - self.start) / newly_done * max(0, self.total - self.done)
 
@@ -81,6 +82,8 @@ class ProgressStep:
         else:
             parts = [f"{self.description} {self.done:,} of {self.total:,}"]
             if self.done > self.initial:
+                # Once all are done, what still follows takes no part of the rate.
+                elapsed = self.updated - self.start if self.done >= self.total else elapsed
                 parts.append(_format_rate((self.done - self.initial) / max(elapsed, 1e-9)))
         if self.postfix:
             parts.append(self.postfix)
