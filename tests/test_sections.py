@@ -77,6 +77,13 @@ def test_the_data_set_stands_anywhere_among_the_settings():
         assert _data_as_flag(arguments, actions) == arguments
 
 
+def test_a_second_data_set_is_refused(capsys):
+    for arguments in (["captions", "others", "--epochs", "3"], ["--data", "captions", "--epochs", "3", "others"]):
+        with pytest.raises(SystemExit):
+            main(["train", *arguments])
+        assert "unrecognized arguments: others; one data set is given" in capsys.readouterr().err
+
+
 def test_a_file_has_its_settings_in_sections_or_not(tmp_path):
     flat, nested, mixed = (tmp_path / f"{name}.yaml" for name in ("flat", "nested", "mixed"))
     sections = in_sections(GIVEN)

@@ -133,6 +133,9 @@ def train_parser() -> Any:
 
     class TrainParser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            words = message.removeprefix("unrecognized arguments: ")
+            if words != message and not words.startswith("-"):
+                message += "; one data set is given, before or among the settings"
             exit_with_usage_error(self, message)
 
     parser = TrainParser(
