@@ -118,7 +118,7 @@ def composed_captions(scene: Scene, difficulty: SceneDifficulty) -> list[str]:
 
     >>> from clipvisionalign.data.scenes import random_scene
     >>> composed_captions(random_scene(random.Random(0)), SceneDifficulty(captions=1, relations=1.0, counts=1.0))
-    ['two purple crosses to the right of one purple ring, on a white background']
+    ['one purple star to the left of three brown crosses, with one orange star, on white']
     """
     rng = random.Random(f"captions of {scene.seed}")
     first, second, *others = scene.groups
