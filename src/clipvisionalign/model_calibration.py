@@ -74,7 +74,7 @@ def calibrate_model(
     logger.info(f"{source}, {split}: {images}, {captions}")
     calibrated_on: dict[str, Any] = {
         "data": data.source.resolve().name, "split": split, "hash": hash_parts(dataset_hashes(data).values()),
-        "left_out": unseen.left_out, **({} if data.caption_mode == "each" else {"texts": data.caption_mode}),
+        "left_out": unseen.left_out, **data.texts_entry,
     }  # fmt: skip
     return calibrate_captions(
         opened.aligner.encode_images(data.images).numpy(), opened.aligner.encode_captions(data.captions).numpy(),

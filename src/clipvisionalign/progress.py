@@ -72,7 +72,7 @@ class ProgressStep:
         newly_done = self.done - self.initial
         if self.total is None or newly_done < 1 or self.done >= self.total:
             return None
-        return (time.monotonic() - self.start) / newly_done * max(0, self.total - self.done)
+        return (time.monotonic() - self.start) / newly_done * (self.total - self.done)
 
     def message(self) -> str:
         """Such as "encoding images 1,280 of 6,000, 38 a second, about 2 min left"."""

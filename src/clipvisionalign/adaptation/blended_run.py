@@ -143,8 +143,7 @@ def _dev_results(comparison: Comparison, model: Aligner, out: str, folder: Path,
     blend = {"run": path.run, "base": path.base, "alpha": points[0].alpha}
     data = json.loads((run / "data.json").read_text(encoding="utf-8"))
     header = {"run": out, "data": str(data.get("source", gallery.source)), "split": "dev"}
-    header |= {"texts": "joined"} if gallery.data.caption_mode == "joined" else {}
-    return header | evaluation.to_dict() | {"chosen": chosen, "blend": blend}
+    return header | gallery.data.texts_entry | evaluation.to_dict() | {"chosen": chosen, "blend": blend}
 
 
 def _choices(run: str, points: list[AlphaPoint]) -> list[DevChoice]:

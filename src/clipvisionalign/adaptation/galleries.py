@@ -90,10 +90,9 @@ class Gallery:
 
     def header(self) -> dict[str, Any]:
         """What a report on this gallery begins with."""
-        texts = {} if self.data.caption_mode == "each" else {"texts": self.data.caption_mode}
         return {
             "data": self.source,
-            **texts,
+            **self.data.texts_entry,
             "own": self.is_own,
             "foreign": self.is_foreign,
             "own_images": self.own_images,

@@ -79,7 +79,8 @@ def scenes(arguments: list[str]) -> int:
     splits = {split: count for split in ("train", "dev", "test") if (count := getattr(args, split)) is not None}
     names = [each.name for each in fields(SceneDifficulty)]
     hard = {name: value for name in names if (value := getattr(args, name)) is not None}
-    faults = difficulty_faults(SceneDifficulty(**hard))
+    difficulty = SceneDifficulty(**hard)
+    faults = difficulty_faults(difficulty)
     if args.needle and not args.tokens:
         faults = [("needle", "is of long captions: give --tokens, their length, too")]
     if faults:
@@ -97,7 +98,6 @@ def scenes(arguments: list[str]) -> int:
         folder = write_scene_classes(args.out, args.classes, images, args.seed, args.size)
         print(f"{folder}: {count_noun(images, 'scene')} in {len(CLASSES_BY[args.classes])} classes")
         return 0
-    difficulty = SceneDifficulty(**hard)
     folder = write_scenes(args.out, images, args.seed, args.size, args.plain, splits or None, difficulty)
     sizes = f" ({', '.join(f'{split} {count:,}' for split, count in splits.items())})" if splits else ""
     captions = images * captions_per_scene(args.plain, difficulty)
@@ -156,10 +156,11 @@ def check(arguments: list[str]) -> int:
         ValueError: Arguments do not fit each other.
     """
     args = check_parser().parse_args(arguments)
+    from clipvisionalign.data.captioned import validate_caption_mode
     from clipvisionalign.data.check import check as check_data
     from clipvisionalign.data.check import empty_splits, unused_files
     from clipvisionalign.data.formats import read_captioned_images
-    from clipvisionalign.data.joined_captions import validate_caption_mode, with_captions
+    from clipvisionalign.data.joined_captions import with_captions
     from clipvisionalign.data.run_data import ReadOptions, is_data_of_run, read_options_of_run, texts_of_run
     from clipvisionalign.data.scene_dataset import read_scene_record
     from clipvisionalign.data.splits import SPLIT_RULE

@@ -131,11 +131,11 @@ class CaptionedBatches(Dataset[Batch]):
         self.tokenise_seconds = time.perf_counter() - start
         #: How many captions the text tower's limit cuts; of joined texts those of the first epoch.
         self.truncation = TruncationStats.from_tokens(tokens)
-        if joined:
-            tokens = [[]] * len(data.captions)
         ends = np.cumsum([len(row.captions) for row in data.rows])
         self.ends = ends
-        self.tokens = [tokens[end - len(row.captions) : end] for row, end in zip(data.rows, ends, strict=True)]
+        per_row = () if joined else zip(data.rows, ends, strict=True)
+        #: Of each image the tokens of its captions; of none where they are joined.
+        self.tokens = [tokens[end - len(row.captions) : end] for row, end in per_row]
         identity = data.image_identity
         self.identity = torch.from_numpy(identity if identity is not None else np.arange(len(data)))
         text_ids = data.shared_text_ids
@@ -177,24 +177,24 @@ class CaptionedBatches(Dataset[Batch]):
         decoded = time.perf_counter()
         index = torch.tensor(indices, dtype=torch.long)
         names = [self.rows[i].name for i in indices[:5]]
-        if self.joined_seed is not None:
-            tokens = self.tokenize([self._joined_text(i) for i in indices]) if indices else []
-            tokenised = time.perf_counter()
-            groups, owners = group_by_length(tokens, self.pad), torch.arange(len(indices))
-            seconds = {"decode": decoded - start, "tokenise": tokenised - decoded}
-            seconds["collate"] = time.perf_counter() - tokenised
-            return Batch(index, pixels, groups, owners, self.identity[index], None, names, skipped, seconds)
-        tokens = [caption for i in indices for caption in self.tokens[i]]
-        owners = torch.tensor([b for b, i in enumerate(indices) for _ in self.tokens[i]], dtype=torch.long)
+        seconds = {"decode": decoded - start}
+        captions = None
+        if self.joined_seed is None:
+            tokens = [caption for i in indices for caption in self.tokens[i]]
+            owners = torch.tensor([b for b, i in enumerate(indices) for _ in self.tokens[i]], dtype=torch.long)
+            caption_ranges = [range(self.ends[i] - len(self.tokens[i]), self.ends[i]) for i in indices]
+            captions = torch.tensor(
+                [caption_row for caption_range in caption_ranges for caption_row in caption_range], dtype=torch.long
+            )
+        else:
+            tokens = list(self.tokenize([self._joined_text(i) for i in indices])) if indices else []
+            owners = torch.arange(len(indices))
+            seconds["tokenise"] = time.perf_counter() - decoded
         groups = group_by_length(tokens, self.pad)
-        seconds = {"decode": decoded - start, "collate": time.perf_counter() - decoded}
-        caption_ranges = [range(self.ends[i] - len(self.tokens[i]), self.ends[i]) for i in indices]
-        captions = torch.tensor(
-            [caption_row for caption_range in caption_ranges for caption_row in caption_range], dtype=torch.long
-        )
+        seconds["collate"] = time.perf_counter() - start - sum(seconds.values())
         identity = self.identity[index]
         batch = Batch(index, pixels, groups, owners, identity, captions, names, skipped, seconds)
-        if self.caption_text_ids is None:
+        if self.caption_text_ids is None or captions is None:
             return batch
         # The pairs are sorted by identity: each has a stretch of its own.
         owners, caption_range = self.identity_texts[:, 0].contiguous(), identity.unique()

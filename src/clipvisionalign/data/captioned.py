@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -239,6 +239,11 @@ class CaptionedImages:
         return [caption for row in self.rows for caption in row.captions]
 
     @property
+    def texts_entry(self) -> dict[str, str]:
+        """The form of the captions as an entry of a report; empty where each stands as it is."""
+        return {} if self.caption_mode == "each" else {"texts": self.caption_mode}
+
+    @property
     def images(self) -> list[Path | bytes]:
         """(N,) all images, as paths or bytes."""
         return [row.image for row in self.rows]
@@ -326,7 +331,28 @@ def validate_identity(identity: str) -> IdentityMode:
     Raises:
         ValueError: It is none of `IdentityMode`.
     """
-    for mode in get_args(IdentityMode):
-        if identity == mode:
-            return mode
-    raise ValueError(f"--identity {identity}: it is one of {', '.join(get_args(IdentityMode))}")
+    mode: IdentityMode = _one_of("--identity", identity, get_args(IdentityMode))
+    return mode
+
+
+def validate_caption_mode(mode: str) -> CaptionMode:
+    """Check a form of captions.
+
+    Args:
+        mode: A word.
+
+    Returns:
+        The same word.
+
+    Raises:
+        ValueError: It is none of `CaptionMode`.
+    """
+    valid: CaptionMode = _one_of("--captions", mode, get_args(CaptionMode))
+    return valid
+
+
+def _one_of(flag: str, word: str, words: Sequence[Any]) -> Any:
+    """A word that is one of those that a flag takes. Raises ValueError, which names them."""
+    if word not in words:
+        raise ValueError(f"{flag} {word}: it is one of {', '.join(words)}")
+    return word

@@ -94,28 +94,6 @@ def near_pairs(
     return pairs
 
 
-def near_duplicate_groups(fingerprints: Sequence[ImageFingerprint], show_progress: bool = False) -> list[list[int]]:
-    """Groups of images that are equal or nearly equal, each to one other of its group at least.
-
-    Args:
-        fingerprints: Of the images.
-        show_progress: Whether a live line is shown on standard error.
-
-    Returns:
-        Positions in ascending order, two or more a group.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    count, pairs = len(fingerprints), near_duplicates(fingerprints, show_progress)
-    if not pairs:
-        return []
-    left, right = np.array(pairs).T
-    labels = connected_components(coo_array((np.ones(len(pairs)), (left, right)), (count, count)), directed=False)[1]
-    sizes = np.bincount(labels)
-    return [np.flatnonzero(labels == label).tolist() for label in np.flatnonzero(sizes > 1)]
-
-
 def near_duplicates(fingerprints: Sequence[ImageFingerprint], show_progress: bool = False) -> list[tuple[int, int]]:
     """Pairs of images that are equal or nearly equal, each once.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
 
 from clipvisionalign.data.captioned import (
     FINAL_PUNCTUATION,
@@ -153,21 +152,3 @@ def log_single_captions(parts: Mapping[str, CaptionedImages]) -> None:
             logger.info(f"no effect of --captions joined on {name}: no image has two different captions")
         elif single:
             logger.info(f"{name}: {single:,} of {len(part):,} images have one caption, and no other text")
-
-
-def validate_caption_mode(mode: str) -> CaptionMode:
-    """Check a form of captions.
-
-    Args:
-        mode: A word.
-
-    Returns:
-        The same word.
-
-    Raises:
-        ValueError: It is none of `CaptionMode`.
-    """
-    for known in get_args(CaptionMode):
-        if mode == known:
-            return known
-    raise ValueError(f"--captions {mode}: it is one of {', '.join(get_args(CaptionMode))}")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.data.captioned import CaptionedImages, CaptionMode, DataError
+from clipvisionalign.data.captioned import CaptionedImages, CaptionMode, DataError, validate_caption_mode
 from clipvisionalign.data.formats import LAYOUTS, STREAM, detect_layout, is_stream, read_captioned_images
 from clipvisionalign.data.hashes import changed_keys, dataset_hashes
-from clipvisionalign.data.joined_captions import validate_caption_mode, with_captions
+from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.data.training_images import other_than_trained_on

@@ -61,10 +61,10 @@ class SceneRecord:
     def __str__(self) -> str:
         """The record in one line, as `check` prints it."""
         usual = asdict(SceneDifficulty())
-        if self.difficulty.tokens:
-            del usual["needle"]
         settings = ", ".join(
-            f"{name} {value}" for name, value in asdict(self.difficulty).items() if value != usual.get(name)
+            f"{name} {value}"
+            for name, value in asdict(self.difficulty).items()
+            if value != usual[name] or (name == "needle" and self.difficulty.tokens)
         )
         return (
             f"drawn scenes: {settings}; of {self.captions:,} captions {self.relations:,} have relations, "
@@ -173,6 +173,7 @@ def write_scenes(
             setting of the difficulty is not valid.
     """
     difficulty = difficulty or SceneDifficulty()
+    is_recorded = difficulty != SceneDifficulty()
     if faults := difficulty_faults(difficulty):
         raise DataError("; ".join(f"scenes: {name}: {message}" for name, message in faults))
     if splits and sum(splits.values()) != images:
@@ -195,10 +196,10 @@ def write_scenes(
             rows.writerows([name, caption, split] for caption in captions)
             graphs.write(json.dumps({"file_name": name, "split": split, **asdict(scene)}) + "\n")
             counts["captions"] += len(captions)
-            for caption in captions:
+            for caption in captions if is_recorded else ():
                 counts.update(name for name, has in caption_features(caption)._asdict().items() if has)
                 longest = max(longest, count_tokens(caption))
-    if difficulty != SceneDifficulty():
+    if is_recorded:
         record = SceneRecord(
             difficulty, counts["captions"], counts["relation"], counts["negation"], counts["counts"], longest
         )

@@ -9,7 +9,7 @@ from typing import Any
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.aligner_config import AlignerConfig, read_recorded_settings
 from clipvisionalign.models.hub import HubUnreachable, NoSuchRepository, WeightsNotFound
-from clipvisionalign.models.positions import Positions
+from clipvisionalign.models.positions import positions_by_name
 from clipvisionalign.models.pretrained import (
     PretrainedTextTower,
     count_positions,
@@ -97,8 +97,8 @@ def open_tokenizer(model: str | Path, max_tokens: int = 0) -> CaptionTokenizer |
     positions = max_positions(encoder_config)
     if folder != run / TEXT_FOLDER:
         # By name: a run's own folder has the positions that it was given.
-        windows = recorded.design == "sparse" or recorded.text_tower.attention == "sliding"
-        how: Positions = "repeated" if windows and recorded.positions == "own" else recorded.positions
+        has_windows = recorded.design == "sparse" or recorded.text_tower.attention == "sliding"
+        how = positions_by_name(recorded.positions, has_windows)
         positions = count_positions(positions, how) if supports_custom_attention(encoder_config) else positions
     return CaptionTokenizer(load_tokenizer(folder), min(limit, positions))
 

@@ -22,6 +22,19 @@ KEPT_POSITIONS, STRETCH = 20, 4
 REPEATED_POSITIONS = 4096
 
 
+def positions_by_name(how: Positions, has_windows: bool) -> Positions:
+    """How a text tower by name gets its positions.
+
+    Args:
+        how: The setting `positions`.
+        has_windows: Whether its attention is in sliding windows.
+
+    Returns:
+        The same, but "repeated" in the place of "own" for sliding windows.
+    """
+    return "repeated" if has_windows and how == "own" else how
+
+
 def extend_table(learned: Tensor, how: Positions, length: int = REPEATED_POSITIONS) -> Tensor:
     """Learned positions for longer captions.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.longformer import Longformer
-from clipvisionalign.models.positions import Positions
+from clipvisionalign.models.positions import Positions, positions_by_name
 from clipvisionalign.models.sliding_window import ATTENTION_NAME, extend_positions, transformers_attention
 from clipvisionalign.models.text_families import (
     DEFAULT_MAX_TOKENS,
@@ -275,7 +275,7 @@ def _extend_positions(encoder: Any, config: TextTowerConfig, positions: Position
             )
         return
     # A run of before has the positions of its encoder alone, however long its captions were to be.
-    how: Positions = "repeated" if config.attention == "sliding" and positions == "own" else positions
+    how = positions_by_name(positions, config.attention == "sliding")
     if how != "own":
         extend_positions(encoder, how=how)
 

@@ -97,29 +97,23 @@ def refuse_lost_columns(index: Storage, collection: Collection) -> None:
     storages = {name: shard_storage(index, name) for name in whole.shards}
     # LanceDB would make the folder of one that is missing.
     there = {name: storage for name, storage in storages.items() if storage.read(MANIFEST_FILE) is not None}
-    tables = {name: try_open_table(storage, IMAGE_TABLE) for name, storage in there.items()}
-    columns = {
-        name: user_columns(there[name], table) if collection.metadata is None else []
-        for name, table in tables.items()
-        if table is not None
-    }
-    captions = {
-        name: collection.captions is None and (table := open_caption_table(storage)) is not None and table.count_rows()
-        for name, storage in there.items()
-    }
+    images = {name: try_open_table(storage, IMAGE_TABLE) for name, storage in there.items()}
+    captions = {name: open_caption_table(storage) for name, storage in there.items()}
+    columns = {name: user_columns(there[name], table) for name, table in images.items() if table is not None}
     expected = list(dict.fromkeys(column for each in columns.values() for column in each))
+    has_captions = any(table is not None and table.count_rows() for table in captions.values())
     for name in whole.shards:
-        lacking = [column for column in expected if column not in columns.get(name, ())]
-        lacks_captions = any(captions.values()) and (name not in there or open_caption_table(storages[name]) is None)
-        if lacking or lacks_captions:
-            parts = [f"the metadata columns {', '.join(lacking)}"] if lacking else []
-            parts += ["the captions"] if lacks_captions else []
-            flags = ["--metadata FILE"] if lacking else []
-            flags += ["--captions"] if lacks_captions else []
+        lacking = {}
+        missing = [column for column in expected if column not in columns.get(name, ())]
+        if missing and collection.metadata is None:
+            lacking["--metadata FILE"] = f"the metadata columns {', '.join(missing)}"
+        if has_captions and captions.get(name) is None and collection.captions is None:
+            lacking["--captions"] = "the captions"
+        if lacking:
             state = "lacks" if name in columns else "is missing, and its images would be encoded without"
             raise InvalidIndexError(
-                f"{index}: its {name} {state} {' and '.join(parts)} that other shards have: "
-                f"give {' and '.join(flags)} as when the index was made"
+                f"{index}: its {name} {state} {' and '.join(lacking.values())} that other shards have: "
+                f"give {' and '.join(lacking)} as when the index was made"
             )
 
 

@@ -301,6 +301,8 @@ def _begin_part(aligner: Aligner, collection: Collection, part: IndexPart, patch
 
 def _move_decisions(part: IndexPart) -> None:
     """Decisions on duplicates follow their files; ones that cannot be read are no reason to refuse an update."""
+    if not part.changes.renamed:
+        return
     deleted = {*part.changes.deleted, *part.changes.surplus}
     renamed = {
         (row["hash"], row["path"]): part.changes.renamed[row["path"]]

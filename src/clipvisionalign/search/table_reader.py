@@ -76,6 +76,7 @@ class TableReader(ABC):
             RuntimeError: The engine cannot answer.
         """
 
+    @abstractmethod
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """Some columns of all rows, a part at a time.
 
@@ -85,7 +86,6 @@ class TableReader(ABC):
         Yields:
             Arrow tables, of which all rows together are those of `read`.
         """
-        yield self.read(columns)
 
     @abstractmethod
     def nearest(
@@ -125,6 +125,14 @@ def ann_options(kind: str, count: int) -> dict[str, int]:
     if kind == "IVF_PQ":
         return {"nprobes": 48, "refine_factor": 20}
     return {"nprobes": 32, "ef": max(200, 4 * count), "refine_factor": 4}
+
+
+def _as_tables(batches: Iterable[Any]) -> Iterator[Any]:
+    """Record batches as Arrow tables."""
+    import pyarrow as arrow
+
+    for batch in batches:
+        yield arrow.Table.from_batches([batch])
 
 
 class LanceReader(TableReader):
@@ -182,13 +190,10 @@ class LanceReader(TableReader):
         Args:
             columns: Their names.
 
-        Yields:
-            Arrow tables.
+        Returns:
+            Arrow tables, one after another.
         """
-        import pyarrow as arrow
-
-        for batch in self.source.to_batches(columns=list(columns)):
-            yield arrow.Table.from_batches([batch])
+        return _as_tables(self.source.to_batches(columns=list(columns)))
 
     def nearest(
         self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""
@@ -251,7 +256,7 @@ class LanceDBReader(TableReader):
         Returns:
             An Arrow table.
         """
-        query = self.table.search().select(list(columns)).limit(limit or max(1, self.count_rows()))
+        query = self._select(columns, limit)
         return (query.where(where) if where else query).to_arrow()
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
@@ -260,13 +265,14 @@ class LanceDBReader(TableReader):
         Args:
             columns: Their names.
 
-        Yields:
-            Arrow tables.
+        Returns:
+            Arrow tables, one after another.
         """
-        import pyarrow as arrow
+        return _as_tables(self._select(columns).to_batches())
 
-        for batch in self.table.search().select(list(columns)).limit(max(1, self.count_rows())).to_batches():
-            yield arrow.Table.from_batches([batch])
+    def _select(self, columns: Sequence[str], limit: int | None = None) -> Any:
+        """A query of some columns of all rows, or of so many."""
+        return self.table.search().select(list(columns)).limit(limit or max(1, self.count_rows()))
 
     def nearest(
         self, vector: np.ndarray, count: int, kind: str = "exact", columns: Sequence[str] = (), where: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.check import check
 from clipvisionalign.data.foils import MinimalPair, make_minimal_pairs, read_minimal_pairs
 from clipvisionalign.data.formats import read_captioned_images
-from clipvisionalign.data.image_fingerprints import near_duplicate_groups
+from clipvisionalign.data.image_fingerprints import ImageFingerprint, near_duplicates
 from clipvisionalign.data.joined_captions import with_captions
 from clipvisionalign.data.scene_dataset import (
     is_scene_dataset,
@@ -26,7 +26,7 @@ from clipvisionalign.data.scene_dataset import (
 )
 from clipvisionalign.data.scene_difficulty import captions_per_scene
 from clipvisionalign.data.split_file import split_file_path, write_splits_command
-from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.data.splits import SPLIT_RULE, connected_groups
 from clipvisionalign.files import atomic_write, remove
 from clipvisionalign.images import open_image
 from clipvisionalign.retrieval.audit import MIN_SAMPLE, audited_images
@@ -177,10 +177,18 @@ def open_study_data(plan: Plan, study: Path, scenes_folder: Path) -> CaptionedIm
     if plan.split not in data.split_sizes():
         raise DataError(f"{source}: the split '{plan.split}' is empty; it has {', '.join(data.split_sizes())}")
     clean_data, report = check(data, full=True, show_progress=True)
-    measured = [index for index, row in enumerate(clean_data.rows) if row.split == plan.split]
-    groups = near_duplicate_groups([report.fingerprints[index] for index in measured], show_progress=True)
-    names = tuple(tuple(clean_data.rows[measured[index]].name for index in group) for group in groups)
-    return with_captions(replace(clean_data, near_duplicates=names), plan.captions)
+    fingerprints = zip(clean_data.rows, report.fingerprints, strict=True)
+    groups = _near_duplicate_groups([(row.name, each) for row, each in fingerprints if row.split == plan.split])
+    return with_captions(replace(clean_data, near_duplicates=groups), plan.captions)
+
+
+def _near_duplicate_groups(images: Sequence[tuple[str, ImageFingerprint]]) -> tuple[tuple[str, ...], ...]:
+    """Groups of two images and more, by their names, in which each is equal or nearly equal to another one."""
+    pairs = near_duplicates([fingerprint for _, fingerprint in images], show_progress=True)
+    groups: dict[int, list[str]] = {}
+    for (name, _), group in zip(images, connected_groups([[]] * len(images), pairs), strict=True):
+        groups.setdefault(group, []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 def _draw_scenes(folder: Path, plan: Plan) -> None:

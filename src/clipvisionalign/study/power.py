@@ -225,9 +225,8 @@ def _spread_in(study: str | Path, plan: Plan) -> DifferenceSpread | None:
     results, pair = report["results"], {plan.compare.a, plan.compare.b}
     rows = [row for row in results["differences"] if row["figure"] == plan.compare.figure]
     rows = [row for row in rows if {row["a"], row["b"]} == pair] or rows
-    return median_spread(
-        rows, results.get("units") or results.get("identities") or results["gallery"]["images"], str(study)
-    )
+    units = results.get("units") or results.get("identities") or results["gallery"]["images"]
+    return median_spread(rows, units, str(study))
 
 
 def describe_power(spread: DifferenceSpread, seeds: int, images: int, metric: str = "rsum") -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from clipvisionalign.data.captioned import CaptionedImages
+from clipvisionalign.data.splits import connected_groups
 
 
 def image_units(eval_data: CaptionedImages) -> np.ndarray:
@@ -25,14 +24,12 @@ def image_units(eval_data: CaptionedImages) -> np.ndarray:
     unit = np.arange(len(eval_data)) if eval_data.image_identity is None else eval_data.image_identity
     if not eval_data.near_duplicates:
         return unit
-    index_of = {row.name: index for index, row in enumerate(eval_data.rows)}
-    edges = [
-        (unit[index_of[first]], unit[index_of[name]]) for first, *others in eval_data.near_duplicates for name in others
+    group_of = {name: number for number, names in enumerate(eval_data.near_duplicates) for name in names}
+    keys = [
+        [("unit", number), *([("group", group_of[row.name])] if row.name in group_of else [])]
+        for number, row in zip(unit.tolist(), eval_data.rows, strict=True)
     ]
-    left, right = np.array(edges).T
-    count = int(unit.max()) + 1
-    joined = connected_components(coo_array((np.ones(len(edges)), (left, right)), (count, count)), directed=False)[1]
-    return np.asarray(joined[unit])
+    return np.unique(connected_groups(keys), return_inverse=True)[1]
 
 
 def units_block(eval_data: CaptionedImages, unit: np.ndarray) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def verify_report(study: str | Path, with_models: bool = False) -> list[Verified
         context, trials = open_kept_study(folder, gaps)
     except (ValueError, OSError) as error:
         return [*parts, VerifiedPart("figures by the ranks", "not verified", str(error))]
-    if "units" not in report["results"]:
+    counts_units = "units" in report["results"]
+    if not counts_units:
         # Of before: images that are nearly the same counted as any others.
         context = replace(context, eval_data=replace(context.eval_data, near_duplicates=()))
     with leave_out(lambda record: True):
@@ -110,7 +111,7 @@ def verify_report(study: str | Path, with_models: bool = False) -> list[Verified
             if parts[-1].state == "fails":
                 return [*parts, VerifiedPart("figures by the ranks", "not verified", "its seal does not hold")]
         derived = assemble_report(context, trials, measured, gaps)
-        if "units" not in report["results"]:
+        if not counts_units:
             del derived["results"]["units"]
     parts.append(_verify_data(report, derived))
     parts += _verify_trainings(context, trials, measured)

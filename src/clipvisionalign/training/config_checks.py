@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
-from clipvisionalign.data.joined_captions import IDENTITY_REFUSED, validate_caption_mode
+from clipvisionalign.data.captioned import validate_caption_mode
+from clipvisionalign.data.joined_captions import IDENTITY_REFUSED
 from clipvisionalign.models.aligner import AlignerConfig
 from clipvisionalign.models.aligner_config import REPLACED_BY_PRETRAINED, TEXT_SETTINGS_BESIDE_PRETRAINED
 from clipvisionalign.models.heads import HEADS

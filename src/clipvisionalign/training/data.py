@@ -296,9 +296,7 @@ def _open_images(config: DatasetConfig, distributed: Distributed, resumed_run: P
         remaining = f"{len(train)} train, {len(dev)} dev images"
         raise DataError(f"{config.data}: too little is left to train on: {remaining}{data.splits_hint()}")
     as_read = hashes_as_read(data, elsewhere)
-    if config.captions == "joined":
-        log_single_captions({"train": train, "dev": dev})
-    dev = with_captions(dev, config.captions)
+    dev = _in_form(config, dev, train)
     return TrainingData(
         config.data,
         train,
@@ -359,7 +357,12 @@ def _open_stream(
     left_out = [str(problem) for problem in report.problems if problem.effect != "warning"]
     for line in left_out[:5]:
         logger.info(f"check: {line}")
-    if config.captions == "joined":
-        log_single_captions({"dev": dev})
-    dev = with_captions(dev, config.captions)
+    dev = _in_form(config, dev)
     return TrainingData(config.data, stream, dev, left_out, {}, dev_source=config.dev_data)
+
+
+def _in_form(config: DatasetConfig, dev: CaptionedImages, train: CaptionedImages | None = None) -> CaptionedImages:
+    """The dev split with its captions as they are, or joined; what cannot be joined is logged."""
+    if config.captions == "joined":
+        log_single_captions({"dev": dev} if train is None else {"train": train, "dev": dev})
+    return with_captions(dev, config.captions)

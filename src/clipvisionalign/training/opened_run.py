@@ -55,8 +55,7 @@ class OpenedRun:
 
     def header(self) -> dict[str, Any]:
         """What a report on this run begins with."""
-        header = {"run": display_name(self.run), "data": self.source, "split": self.split}
-        return header if self.data.caption_mode == "each" else header | {"texts": self.data.caption_mode}
+        return {"run": display_name(self.run), "data": self.source, "split": self.split, **self.data.texts_entry}
 
     def differences_entry(self) -> dict[str, str]:
         """The differences as an entry of a report; empty where there are none."""

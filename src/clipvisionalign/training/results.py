@@ -85,9 +85,7 @@ def evaluate_run(
     evaluation = make_evaluation(scores, ranked)
     distributed.run_on_main(lambda: evaluation.save_ranks(out / RANKS_FILE))
     best_by = "last epoch" if keeps_last_epoch(config) else config.best_by
-    header = {"run": str(out), "data": config.data, "split": "dev"}
-    if dev.data.caption_mode != "each":
-        header["texts"] = dev.data.caption_mode
+    header = {"run": str(out), "data": config.data, "split": "dev", **dev.data.texts_entry}
 
     def init_run() -> InitRun:
         # A run from before this was recorded finds it out now.

@@ -145,8 +145,9 @@ def changed_dev_parts(run: Path, data: CaptionedImages) -> list[str]:
     data_file = run / "data.json"
     dev = json.loads(data_file.read_text()).get("dev", {}) if data_file.is_file() else {}
     if "contents" in dev:
-        if data.identity == "caption" and texts_of_run(run) == "joined":
+        texts = texts_of_run(run)
+        if data.identity == "caption" and texts == "joined":
             data = data.with_identity("auto")
-        return changed_keys(dev["contents"], dataset_hashes(with_captions(data, texts_of_run(run))))
+        return changed_keys(dev["contents"], dataset_hashes(with_captions(data, texts)))
     # A run from before contents were recorded: images by their sizes.
     return [] if dev.get("fingerprint") == data.fingerprint() else ["captions", "partners", "pictures"]

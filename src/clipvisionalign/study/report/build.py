@@ -114,8 +114,8 @@ def build_report(
 
 def _data_block(data: CaptionedImages, eval_data: CaptionedImages) -> dict[str, Any]:
     """The block "data": the data set, and the split that was measured."""
-    texts = {} if eval_data.caption_mode == "each" else {"texts": eval_data.caption_mode}
-    return texts | {
+    return {
+        **eval_data.texts_entry,
         "source": str(data.source),
         "layout": data.layout,
         "official_splits": data.official_splits,
