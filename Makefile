@@ -8,8 +8,10 @@ DOCS_STAMP := $(VENV)/.installed-docs
 # The releases that the project is tested with; `pip install clipvisionalign` takes any that pyproject.toml admits.
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-# Processes that share the tests; what else pytest is told, such as PYTEST_FLAGS="--no-skips" or "-k attention".
+# Processes that share the tests; which tests, by their marks; what else pytest is told, such as PYTEST_FLAGS="--no-skips"
+# or "-k attention".
 WORKERS ?= 2
+TESTS ?= not slow
 PYTEST_FLAGS ?=
 
 .PHONY: install demo test test-quick test-slow test-all test-docs test-parts lint docs docs-serve bench clean
@@ -34,7 +36,7 @@ demo: install
 test: lint test-quick
 
 test-quick: install test-parts
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "$(TESTS)" $(PYTEST_FLAGS)
 
 # Whole studies, processes that are killed, several processes, Ray, the page in a browser: half an hour.
 test-slow: install test-parts
