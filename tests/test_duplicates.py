@@ -224,6 +224,36 @@ def test_more_alike_than_are_considered_are_counted():
     assert nearest_rows(vectors[:3], 16, exact=True, show_progress=False).shape == (3, 3)
 
 
+@pytest.mark.parametrize("exact_up_to", [0, 10**6])
+@pytest.mark.parametrize("noise", [0.4, 0.8])
+def test_without_a_cosine_all_alike_and_as_many_less_alike_as_there_are_images_are_candidates(noise, exact_up_to):
+    """Few pairs lie below 0.9 and none is left out, or many, of which the most alike stay; none from 0.9 is ever lost."""
+    rng = np.random.default_rng(0)
+    centres = unit(rng.normal(size=(100, 32)))
+    vectors = unit(np.repeat(centres, 6, axis=0) + rng.uniform(0.1, noise, (600, 1)) * unit(rng.normal(size=(600, 32))))
+    every = similar_pairs(vectors, neighbours.LOWEST_COSINE, exact_up_to=exact_up_to, show_progress=False)
+    chosen = similar_pairs(vectors, exact_up_to=exact_up_to, show_progress=False)
+    below = every.cosines[every.cosines < 0.9]
+    kept = chosen.cosines[chosen.cosines < 0.9]
+    assert (chosen.cosines >= 0.9).sum() == (every.cosines >= 0.9).sum() > 0
+    assert len(kept) == min(len(below), len(vectors))
+    np.testing.assert_array_equal(np.sort(kept), np.sort(below)[len(below) - len(kept) :])
+    assert (len(below) > len(vectors)) == (noise == 0.8)
+    assert chosen.cosines.min() >= chosen.threshold >= every.threshold == neighbours.LOWEST_COSINE
+    # Those with as many alike as are considered are counted from 0.9 on, as before.
+    assert chosen.full == similar_pairs(vectors, 0.9, exact_up_to=exact_up_to, show_progress=False).full
+
+
+def test_pairs_that_are_equally_alike_are_candidates_together_or_not_at_all():
+    """24 points of a circle: 24 pairs at 15 degrees, at 30 and at 45; one pair more leaves those at 45 out as a whole."""
+    turn = np.arange(24) * (2 * np.pi / 24)
+    circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn], axis=1).astype(np.float32)
+    chosen = similar_pairs(circle, show_progress=False)
+    assert np.bincount(np.round(np.degrees(np.arccos(chosen.cosines))).astype(int))[[15, 30]].tolist() == [24, 24]
+    assert len(chosen.pairs) == 48
+    assert np.cos(np.radians(45)) <= chosen.threshold < np.cos(np.radians(30))
+
+
 def test_groups_do_not_chain_through_unlike_members():
     """On a line, where neighbours are linked: every two members of a group are, and each closest pair is in one."""
     rng = np.random.default_rng(1)

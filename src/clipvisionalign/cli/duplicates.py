@@ -52,7 +52,8 @@ def duplicates_parser() -> argparse.ArgumentParser:
     parser.add_argument("index", help="folder that 'index' wrote")
     parser.add_argument(
         "--near", type=float, default=None, metavar="COSINE",
-        help="cosine from which two images are compared by their pixels (default 0.9)",
+        help="cosine from which two images are compared by their pixels, and of one scene (default: all pairs from\n"
+        "0.9 are compared, and down to 0.7 the most alike, as many as there are images; of one scene from 0.9)",
     )  # fmt: skip
     parser.add_argument(
         "--scenes", action="store_true", help="also group images of one scene or subject, by their vectors alone"
@@ -103,10 +104,10 @@ def duplicates(arguments: list[str]) -> int:
         )
     if args.unlike or args.keep or args.decisions or args.forget:
         return _decide(args)
-    from clipvisionalign.search.duplicates import NEAR_COSINE, duplicate_report
+    from clipvisionalign.search.duplicates import duplicate_report
     from clipvisionalign.search.manifest import read_manifest
 
-    report = duplicate_report(args.index, NEAR_COSINE if args.near is None else args.near, args.scenes)
+    report = duplicate_report(args.index, args.near, args.scenes)
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     elif args.paths:
@@ -183,8 +184,10 @@ def _print_report(report: DuplicateReport) -> None:
         print(f"{count_noun(len(others), 'image')} of {size:,} bytes need not be kept; --paths prints them")
     pairs = report.pairs
     print(
-        "compared by pixels: {candidates:,} pairs = {nearly:,} nearly the same + {mirrored:,} mirrored + {different:,} "
-        "different + {not_verified:,} not verified".format(**pairs)
+        "compared by pixels: {candidates:,} pairs with a cosine from {threshold:.2f} = {nearly:,} nearly the same + "
+        "{mirrored:,} mirrored + {different:,} different + {not_verified:,} not verified".format(
+            threshold=report.threshold, **pairs
+        )
     )
     if pairs["decided"]:
         print(f"{count_noun(pairs['decided'], 'pair')} decided to be no duplicates; --decisions lists them")

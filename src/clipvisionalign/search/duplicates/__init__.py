@@ -1,7 +1,8 @@
 """Images of an index that are the same, nearly the same, or of one scene; which to keep, and what was decided."""
 
 from clipvisionalign.search.duplicates.all_pairs import DUPLICATE_THRESHOLD, find_duplicates
-from clipvisionalign.search.duplicates.finder import NEAR_COSINE, duplicate_report
+from clipvisionalign.search.duplicates.finder import duplicate_report
+from clipvisionalign.search.duplicates.neighbours import NEAR_COSINE
 from clipvisionalign.search.duplicates.report import DuplicateGroup, DuplicateReport
 
 __all__ = [

@@ -112,9 +112,9 @@ class ComparisonCache:
             The pairs; None where they are of other images or settings.
         """
         arrays = self._read("neighbours")
-        if not {"key", "pairs", "cosines", "full"} <= set(arrays) or str(arrays["key"]) != key:
+        if not {"key", "pairs", "cosines", "full", "threshold"} <= set(arrays) or str(arrays["key"]) != key:
             return None
-        return VectorPairs(arrays["pairs"], arrays["cosines"], int(arrays["full"]))
+        return VectorPairs(arrays["pairs"], arrays["cosines"], int(arrays["full"]), float(arrays["threshold"]))
 
     def write_pairs(self, key: str, pairs: VectorPairs) -> None:
         """Replace the pairs that are alike by their vectors.
@@ -123,7 +123,10 @@ class ComparisonCache:
             key: `pairs_key` of the images.
             pairs: The pairs.
         """
-        arrays = {"key": np.array(key), "pairs": pairs.pairs, "cosines": pairs.cosines, "full": np.array(pairs.full)}
+        arrays = {
+            "key": np.array(key), "pairs": pairs.pairs, "cosines": pairs.cosines, "full": np.array(pairs.full),
+            "threshold": np.array(pairs.threshold),
+        }  # fmt: skip
         self._write("neighbours", arrays)
 
     def _read(self, name: str) -> dict[str, np.ndarray]:
@@ -154,13 +157,13 @@ class ComparisonCache:
                 logger.info(f"{self.index}: what was compared is not kept, the next call repeats it: {error}")
 
 
-def pairs_key(hashes: np.ndarray, aligner: str, threshold: float) -> str:
+def pairs_key(hashes: np.ndarray, aligner: str, threshold: float | None) -> str:
     """What stands for the images and settings that pairs are of.
 
     Args:
         hashes: Content hashes, in their order.
         aligner: Fingerprint of the model.
-        threshold: Cosine from which two images are alike.
+        threshold: Cosine from which two images are alike; None for the pairs that are alike most.
 
     Returns:
         Hexadecimal digits.

@@ -22,7 +22,13 @@ from clipvisionalign.search.duplicates.appearance import Appearance
 from clipvisionalign.search.duplicates.cache import ComparisonCache, ImageQuality, pairs_key
 from clipvisionalign.search.duplicates.complete_link import complete_link_groups, count_links_between
 from clipvisionalign.search.duplicates.keepers import CHOSEN_REASON, Keepers
-from clipvisionalign.search.duplicates.neighbours import MAX_EXACT_IMAGES, VectorPairs, pair_cosines, similar_pairs
+from clipvisionalign.search.duplicates.neighbours import (
+    MAX_EXACT_IMAGES,
+    NEAR_COSINE,
+    VectorPairs,
+    pair_cosines,
+    similar_pairs,
+)
 from clipvisionalign.search.duplicates.quality import ImageFile, choose_best, measure_quality
 from clipvisionalign.search.duplicates.report import DuplicateGroup, DuplicateKind, DuplicateReport
 from clipvisionalign.search.duplicates.rows import IndexRows
@@ -37,15 +43,13 @@ from clipvisionalign.search.duplicates.verification import (
 from clipvisionalign.search.manifest import read_manifest
 from clipvisionalign.search.storage import Storage, as_storage
 
-#: Cosine from which two images are compared by their pixels.
-NEAR_COSINE = 0.9
 #: What is measured of images, None for one that cannot be read.
 Qualities = Sequence[ImageQuality | None]
 
 
 def duplicate_report(
     index: str | Path | Storage,
-    threshold: float = NEAR_COSINE,
+    threshold: float | None = None,
     scenes: bool = False,
     show_progress: bool = True,
     keep: bool = True,
@@ -56,7 +60,8 @@ def duplicate_report(
 
     Args:
         index: Path, URL or storage of an index.
-        threshold: Cosine from which two images are compared by their pixels.
+        threshold: Cosine from which two images are compared by their pixels, and of one scene; None for those that are
+            alike most (`similar_pairs`), and `NEAR_COSINE` for scenes.
         scenes: Whether images that are alike by their vectors alone are grouped as well, as the kind "scene".
         show_progress: Whether progress is shown on standard error.
         keep: Whether what was compared is kept beside the index; else nothing at all is written.
@@ -89,7 +94,8 @@ class DuplicateFinder:
         images: Where the images are.
         cache: What was compared before; None for none.
         aligner: Fingerprint of the model.
-        threshold: Cosine from which two images are compared by their pixels.
+        threshold: Cosine from which two images are compared by their pixels, and of one scene; None as for
+            `duplicate_report`.
         reader: Reads a content by its position among `contents`; None for files of `images`.
         show_progress: Whether progress is shown on standard error.
         exact_up_to: Number of contents up to which the vectors of all pairs are compared.
@@ -103,7 +109,7 @@ class DuplicateFinder:
     images: Storage
     cache: ComparisonCache | None = None
     aligner: str = ""
-    threshold: float = NEAR_COSINE
+    threshold: float | None = None
     reader: ImageReader | None = None
     show_progress: bool = True
     exact_up_to: int = MAX_EXACT_IMAGES
@@ -112,7 +118,7 @@ class DuplicateFinder:
     _seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
+        if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"{self.threshold}: the cosine from which images are compared is above 0 and at most 1")
 
     def report(self, decided: set[tuple[str, str]], scenes: bool = False) -> DuplicateReport:
@@ -152,7 +158,13 @@ class DuplicateFinder:
             near.full,
             grouping.decoded,
             self._seconds,
+            near.threshold,
         )
+
+    @property
+    def scene_threshold(self) -> float:
+        """Cosine from which two images are of one scene."""
+        return NEAR_COSINE if self.threshold is None else self.threshold
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -301,7 +313,8 @@ class _Grouping:
         pairs = np.unique(np.sort(pairs.astype(np.int64).reshape(-1, 2), axis=1), axis=0)
         pairs = pairs[(pairs[:, 0] != pairs[:, 1]) & ~self._is_decided(pairs)]
         cosines = pair_cosines(self.vectors, *pairs.T)
-        pairs, cosines = pairs[cosines >= self.finder.threshold], cosines[cosines >= self.finder.threshold]
+        alike = cosines >= self.finder.scene_threshold
+        pairs, cosines = pairs[alike], cosines[alike]
         groups = complete_link_groups(pairs, cosines, self._is_scene)
         shown = progress(groups, "choosing the best", len(groups), self.finder.show_progress)
         return _largest_first([self._group("scene", group)[0] for group in shown])
@@ -318,7 +331,7 @@ class _Grouping:
         return (self.verifier(pairs) == Appearance.NEARLY) & ~self._is_decided(pairs)
 
     def _is_scene(self, pairs: np.ndarray) -> np.ndarray:
-        return (pair_cosines(self.vectors, *pairs.T) >= self.finder.threshold) & ~self._is_decided(pairs)
+        return (pair_cosines(self.vectors, *pairs.T) >= self.finder.scene_threshold) & ~self._is_decided(pairs)
 
     def _is_decided(self, pairs: np.ndarray) -> np.ndarray:
         if not self.decided:

@@ -17,6 +17,10 @@ from clipvisionalign.search.graph import add_rows, missed_rows
 MAX_EXACT_IMAGES = 5_000
 #: Nearest neighbours of an image that are considered.
 NEIGHBOURS = 16
+#: Cosine from which two images are alike.
+NEAR_COSINE = 0.9
+#: Cosine down to which pairs are candidates as well where no cosine is given: copies of a third of the size lie there.
+LOWEST_COSINE = 0.7
 #: Links of a node of the graph; how widely it is searched while it is built, and afterwards.
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 96, 64
 #: Vectors that are added or searched for at a time.
@@ -31,21 +35,25 @@ class VectorPairs:
         pairs: (E, 2) positions, the smaller first; each pair once, in their order.
         cosines: (E,) float32.
         full: Number of images of which `NEIGHBOURS` others are alike: they may have more.
+        threshold: Cosine that all of them reach.
     """
 
     pairs: np.ndarray
     cosines: np.ndarray
     full: int
+    threshold: float
 
 
 def similar_pairs(
-    vectors: np.ndarray, threshold: float, *, exact_up_to: int = MAX_EXACT_IMAGES, show_progress: bool = True
-) -> VectorPairs:
+    vectors: np.ndarray, threshold: float | None = None, *, exact_up_to: int = MAX_EXACT_IMAGES,
+    show_progress: bool = True,
+) -> VectorPairs:  # fmt: skip
     """Pairs of vectors whose cosine reaches a threshold: of each vector with its nearest.
 
     Args:
         vectors: Unit length, (N, D), float32.
-        threshold: Cosine from which two are alike.
+        threshold: Cosine from which two are alike; None for `NEAR_COSINE`, and of the pairs between it and
+            `LOWEST_COSINE` the N most alike: their number grows with the vectors, and not with their square.
         exact_up_to: N up to which all pairs are compared; beyond, neighbours are approximate.
         show_progress: Whether progress is shown on standard error.
 
@@ -58,12 +66,28 @@ def similar_pairs(
     usual = (others >= 0) & (others != rows)
     rows, others = rows[usual], others[usual]
     cosines = pair_cosines(vectors, rows, others)
-    alike = cosines >= threshold
+    alike = cosines >= (NEAR_COSINE if threshold is None else threshold)
+    full = int((np.bincount(rows[alike], minlength=1) >= NEIGHBOURS).sum())
+    if threshold is None:
+        alike = cosines >= LOWEST_COSINE
     rows, others, cosines = rows[alike], others[alike], cosines[alike]
-    full = int((np.bincount(rows, minlength=1) >= NEIGHBOURS).sum())
     keys, first = np.unique(np.minimum(rows, others) * len(vectors) + np.maximum(rows, others), return_index=True)
     pairs = np.stack([keys // max(1, len(vectors)), keys % max(1, len(vectors))], axis=1)
-    return VectorPairs(pairs, cosines[first], full)
+    cosines = cosines[first]
+    if threshold is None:
+        threshold = _lowest_of_most_alike(cosines, len(vectors))
+        pairs, cosines = pairs[cosines >= threshold], cosines[cosines >= threshold]
+    return VectorPairs(pairs, cosines, full, threshold)
+
+
+def _lowest_of_most_alike(cosines: np.ndarray, count: int) -> float:
+    """The cosine down to which pairs are kept: of those below `NEAR_COSINE` so many as there are vectors, or all."""
+    below = cosines[cosines < NEAR_COSINE]
+    if len(below) <= count:
+        return LOWEST_COSINE
+    # The one after them is left out, and with it all that are equal to it.
+    first_left_out = -np.partition(-below, count)[count]
+    return float(np.nextafter(first_left_out, np.float32(1)))
 
 
 def nearest_rows(vectors: np.ndarray, count: int, *, exact: bool, show_progress: bool = True) -> np.ndarray:

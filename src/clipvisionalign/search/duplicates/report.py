@@ -66,6 +66,7 @@ class DuplicateReport:
         full: Number of images with as many alike as are considered: they may have more.
         decoded: Number of images that were decoded for it.
         seconds: By step.
+        threshold: Cosine from which images were compared by their pixels.
     """
 
     groups: list[DuplicateGroup]
@@ -75,6 +76,7 @@ class DuplicateReport:
     full: int = 0
     decoded: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    threshold: float = 0.0
 
     def of_kind(self, kind: str) -> list[DuplicateGroup]:
         """The groups of one kind.
@@ -108,13 +110,14 @@ class DuplicateReport:
         """The report as `--json` prints it.
 
         Returns:
-            "format", "images", "groups", "pairs", "not_verified", "full", "decoded" and "seconds".
+            "format", "images", "groups", "pairs", "threshold", "not_verified", "full", "decoded" and "seconds".
         """
         return {
             "format": 1,
             "images": self.images,
             "groups": [group.to_dict() for group in self.groups],
             "pairs": self.pairs,
+            "threshold": round(self.threshold, 4),
             "not_verified": [{"path": path, "reason": reason} for path, reason in self.not_verified],
             "full": self.full,
             "decoded": self.decoded,
