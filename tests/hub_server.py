@@ -62,8 +62,8 @@ class Hub:
     uploads: dict[str, bytes] = field(default_factory=dict)
 
     def publish(self, name: str, folder: Path, licence: str = "apache-2.0", gated: bool = False) -> str:
-        """The files of a folder as a new commit of a repository's main branch."""
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        """The files of a folder, and of those in it, as a new commit of a repository's main branch."""
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         files["README.md"] = f"---\nlicense: {licence}\n---\n# {name}\n".encode()
         commit = commit_of(files)
         before = self.repositories[name].commits if name in self.repositories else {}

@@ -1,4 +1,4 @@
-"""Pretrained dual encoders by hub name: fetched over real HTTP, whole or one clear error, pinned, and offline."""
+"""Pretrained dual encoders and runs by hub name: fetched over real HTTP, whole or one clear error, pinned, and offline."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from test_pretrained import drawn_images
 from test_weights_by_name import cache_files, one_line, point_to
 
 from clipvisionalign.cli import main
+from clipvisionalign.export.huggingface import export_huggingface
 from clipvisionalign.log import log_to
 from clipvisionalign.models.hub import CorruptedDownload, DiskFull, WeightsNotFound
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
-from clipvisionalign.models.io import load_aligner
+from clipvisionalign.models.io import load_aligner, model_files, resolve_model
 from clipvisionalign.models.pretrained import find_pretrained
+from clipvisionalign.models.run_names import display_name, resolve_run
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
 from clipvisionalign.search.manifest import read_manifest
 
@@ -349,3 +351,112 @@ def test_a_dual_encoder_is_no_tower(hub, publisher):
     with pytest.raises(WeightsNotFound, match=r"--model\.pretrained someone/oc_vit"):
         TextTower(TextTowerConfig(open_clip))
     assert "model.safetensors" not in fetched_files(hub)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def asked(hub: Hub) -> int:
+    """How often the hub was asked for a commit and its files."""
+    return sum("/api/models/" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize("design", ["self", "late"])
+def test_a_run_by_name(design, hub, publisher, tiny_runs, tmp_path, monkeypatch):
+    """What `export --huggingface` writes opens by its name: the same vectors, its own files alone, pinned, and offline."""
+    written = export_huggingface(tiny_runs[design], tmp_path / "written")
+    for other in OTHER_FILES:
+        (written / other).write_bytes(b"for other programs")
+    (written / "text_tower" / "code.py").write_text("raise SystemExit")
+    name = publisher.publish_folder(written, f"someone/run-{design}")
+    pinned = f"{name}@{hub.repositories[name].main}"
+    aligner, expected = load_aligner(name, "cpu"), load_aligner(tiny_runs[design], "cpu")
+    captions = list(CAPTIONS)
+    assert torch.equal(aligner.encode_captions(captions), expected.encode_captions(captions))
+    assert torch.equal(aligner.encode_images(drawn_images(3)), expected.encode_images(drawn_images(3)))
+    assert not cache_files(tmp_path) & {*OTHER_FILES, "code.py"}
+    assert resolve_model(name) == display_name(resolve_run(name)) == pinned
+    assert [file.name for file in model_files(name)] == ["model.safetensors"]
+    # The branch moves on; a commit needs no request, and neither does anything offline.
+    (written / "results.json").write_text("{}")
+    publisher.publish_folder(written, name)
+    assert resolve_model(name) == f"{name}@{hub.repositories[name].main}" != pinned
+    hub.requests.clear()
+    assert torch.equal(load_aligner(pinned).encode_captions(captions), aligner.encode_captions(captions))
+    assert json.loads((Path(resolve_run(pinned)) / "results.json").read_text()) != {}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert json.loads((Path(resolve_run(name)) / "results.json").read_text()) == {}
+    assert not hub.requests
+
+
+def test_a_dual_encoder_by_name_is_asked_for_once_more_and_only_before_it_is_cached(hub, publisher):
+    name = publisher.publish("clip")
+    hub.requests.clear()
+    load_aligner(name)
+    assert asked(hub) == 2
+    hub.requests.clear()
+    load_aligner(name)
+    assert asked(hub) == 1
+
+
+def test_runs_that_cannot_be_opened_by_name_are_one_line(hub, publisher, tiny_runs, tmp_path, monkeypatch):
+    written = export_huggingface(tiny_runs["self"], tmp_path / "written")
+    whole = publisher.publish_folder(written, "someone/whole")
+    with pytest.raises(WeightsNotFound, match=r"no pretrained dual encoder.*--init someone/whole") as error:
+        find_pretrained(whole)
+    one_line(error)
+    # A file whose content is another is not kept, and the next try is whole.
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    content = hub.repositories[whole].commits[hub.repositories[whole].main]["text_tower/tokenizer.json"]
+    hub.wrong["text_tower/tokenizer.json"] = b"x" + content[1:]
+    with pytest.raises(CorruptedDownload, match=r"text_tower/tokenizer\.json") as error:
+        load_aligner(whole)
+    one_line(error)
+    hub.wrong.clear()
+    load_aligner(whole)
+    (written / "text_tower").rename(tmp_path / "text_tower")
+    with pytest.raises(WeightsNotFound, match=r"someone/towerless: has the weights.*no folder text_tower") as error:
+        load_aligner(publisher.publish_folder(written, "someone/towerless"))
+    one_line(error)
+    (written / "model.safetensors").unlink()
+    with pytest.raises(
+        WeightsNotFound, match=r"someone/lacking: has the config\.yaml.*export RUN --huggingface"
+    ) as error:
+        load_aligner(publisher.publish_folder(written))
+    one_line(error)
+    # What is not there is told as before.
+    with pytest.raises(WeightsNotFound, match="no folder 'someone/nothing' is here, and as a name of the hub") as error:
+        load_aligner("someone/nothing")
+    one_line(error)
+    with pytest.raises(WeightsNotFound, match="no revision 'old'"):
+        load_aligner("someone/whole@old")
+
+
+@pytest.mark.slow
+def test_commands_take_a_run_by_name_and_keep_its_commit(
+    hub, publisher, tiny_runs, scenes_folder, tmp_path, capsys, monkeypatch
+):
+    """evaluate, index, search with re-ranking and a training that starts from it; from another directory, and offline."""
+    name = publisher.publish_folder(
+        export_huggingface(tiny_runs["late"], tmp_path / "written"), "someone/commands-of-run"
+    )
+    pinned = f"{name}@{hub.repositories[name].main}"
+    assert main(["evaluate", name, "--data", str(scenes_folder), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["run"] == pinned
+    assert main(["evaluate", str(tiny_runs["late"]), "--data", str(scenes_folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rsum"] == figures["rsum"]
+    assert main(["index", name, str(scenes_folder / "images"), "--out", "index"]) == 0
+    assert read_manifest("index").run == pinned
+    assert main(["train", str(scenes_folder), "--init", name, "--out", "tuned", "--steps", "1", "--batch", "4", "--workers",
+                 "0", "--precision", "float32", "--trackers", "", "--epochs", "1", "--train_images", "8", "--cache", "off",
+                 "--device", "cpu", "--config", str(tiny_runs["late"] / "config.yaml")]) == 0  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.requests.clear()
+    for more in ([], ["--rerank", "3"]):
+        capsys.readouterr()
+        assert main(["search", str(tmp_path / "index"), "a red circle", "--json", *more]) == 0
+        assert json.loads(capsys.readouterr().out)
+    assert not hub.requests

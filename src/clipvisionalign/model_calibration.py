@@ -18,10 +18,10 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.hashes import dataset_hashes, hash_parts
 from clipvisionalign.models.io import is_pretrained
+from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.search.calibrate import calibrate_captions
 from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration
 from clipvisionalign.search.manifest import aligner_fingerprint
-from clipvisionalign.starter import resolve_run
 from clipvisionalign.training.halves import split_halves
 from clipvisionalign.training.opened_run import open_run
 from clipvisionalign.training.overlap import training_overlap_note

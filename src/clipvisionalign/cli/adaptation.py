@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clipvisionalign.cli.parser import PROGRAM, add_offline_flag, command_parser
 from clipvisionalign.cli.tables import print_by_width
 from clipvisionalign.counts import count_noun
-from clipvisionalign.starter import resolve_run
+from clipvisionalign.models.run_names import resolve_run
 
 if TYPE_CHECKING:
     from clipvisionalign.adaptation.comparison import ComparisonRequest

@@ -17,7 +17,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.aligner_config import recorded_settings
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE
-from clipvisionalign.starter import resolve_run
+from clipvisionalign.models.run_names import resolve_run
 
 #: Settings of a run that are locations on the machine where it was trained.
 _PATH_SETTINGS = ("data", "dev_data", "out", "init", "cache")

@@ -16,7 +16,7 @@ from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.pretrained import is_pretrained_name
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
 from clipvisionalign.models.run_files import ADAPTERS_FILE, MODEL_FOLDERS, WEIGHTS_FILE
-from clipvisionalign.starter import resolve_run
+from clipvisionalign.models.run_names import resolve_run
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:

@@ -18,7 +18,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.pretrained import PretrainedTextTower, layout_of, save_dual_encoder
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint
-from clipvisionalign.starter import resolve_run
+from clipvisionalign.models.run_names import resolve_run
 
 #: What an export's option is called for each layout, and the library.
 OPTIONS = {"transformers": "--transformers", "open_clip": "--open-clip"}

@@ -25,7 +25,7 @@ from clipvisionalign.export.verification import verify_export
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.pretrained.transforms import PatchTransform
-from clipvisionalign.starter import resolve_run
+from clipvisionalign.models.run_names import resolve_run
 
 logger = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from clipvisionalign.models.pretrained import (
     open_caption_tokenizer,
 )
 from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE, PRETRAINED_FOLDER, TEXT_FOLDER
+from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.models.text_families import DEFAULT_MAX_TOKENS, max_positions, supports_custom_attention
 from clipvisionalign.models.text_tower import silence_transformers
 from clipvisionalign.models.text_weights import find_text_folder
 from clipvisionalign.models.tokenizer import load_tokenizer, tokenize_captions
 from clipvisionalign.models.weights import IsDualEncoder
 from clipvisionalign.settings import config_from_dict
-from clipvisionalign.starter import resolve_run
 
 
 class CaptionTokenizer:

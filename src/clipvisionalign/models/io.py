@@ -28,10 +28,10 @@ from clipvisionalign.models.run_files import (
     WEIGHTS_FILE,
     weights_file,
 )
+from clipvisionalign.models.run_names import display_name, resolve_run
 from clipvisionalign.models.text_weights import find_text_weights
 from clipvisionalign.plain_yaml import safe_load
 from clipvisionalign.settings import config_from_dict
-from clipvisionalign.starter import display_name, resolve_run
 
 
 def read_weights(run: str | Path) -> dict[str, Tensor]:
@@ -82,8 +82,8 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
 
     Args:
         folder: A run folder, which needs nothing else, and no network; `starter` for the starter model; or a pretrained
-            dual encoder: a folder in transformers' or open_clip's layout, or a hub name, which is fetched where it is
-            not on this machine.
+            dual encoder: a folder in transformers' or open_clip's layout, or a hub name. What a hub name stands for, a
+            run or a dual encoder, is fetched where it is not on this machine.
         device: "auto", "cpu", "cuda" and so on.
         packed: Whether weights are packed for the CPU's kernels; packed weights cannot be exported.
 
@@ -101,8 +101,8 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
     (False, torch.Size([1, 256]))
     >>> aligner = load_aligner("openai/clip-vit-base-patch32")                # doctest: +SKIP
     """
-    source = Path(resolve_run(folder))
-    aligner = Aligner(AlignerConfig(pretrained=str(folder))) if is_pretrained(folder) else _load_run(source)
+    run = resolve_run(folder)
+    aligner = Aligner(AlignerConfig(pretrained=run)) if is_pretrained(run) else _load_run(Path(run))
     align_weights(aligner)
     if packed:
         pack_linears(aligner)
@@ -137,9 +137,10 @@ def model_files(name: str | Path) -> list[Path]:
         FileNotFoundError: The folder has no weights.
         WeightsNotFound: There is no such pretrained model here or on the hub.
     """
-    if is_pretrained(name):
-        return list(find_pretrained(str(name))[2].files)
-    file = weights_file(resolve_run(name))
+    run = resolve_run(name)
+    if is_pretrained(run):
+        return list(find_pretrained(run)[2].files)
+    file = weights_file(run)
     if file is None:
         raise FileNotFoundError(f"{name}: holds no model: it has no {WEIGHTS_FILE}")
     return [file]
@@ -154,9 +155,10 @@ def resolve_model(name: str | Path) -> str:
     Returns:
         A folder's absolute path, a hub name with its commit, or `starter`.
     """
-    if is_pretrained(name) and not Path(name).is_dir():
-        return find_pretrained(str(name))[1]
-    return display_name(Path(resolve_run(name)).resolve())
+    run = resolve_run(name)
+    if is_pretrained(run) and not Path(run).is_dir():
+        return find_pretrained(run)[1]
+    return display_name(Path(run).resolve())
 
 
 def _load_run(source: Path) -> Aligner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.search.calibration_files import read_calibration
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.manifest import read_whole_manifest
@@ -11,7 +12,6 @@ from clipvisionalign.search.promise import require_calibration
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.sharded_reader import open_index_reader
 from clipvisionalign.search.tables import metadata_columns
-from clipvisionalign.starter import resolve_run
 
 #: Designs whose pairs have no score of their own.
 DUAL_DESIGNS = ("self", "sparse")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clipvisionalign.files import atomic_write, user_cache_folder
 from clipvisionalign.models.run_files import CONFIG_FILE, weights_file
-from clipvisionalign.starter import resolve_run
+from clipvisionalign.models.run_names import resolve_run
 
 logger = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from clipvisionalign.data.run_data import (
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained, load_aligner, resolve_model
+from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.progress import progress
 from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, build_ann_index
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
@@ -74,7 +75,6 @@ from clipvisionalign.search.patches import read_patch_settings
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
 from clipvisionalign.search.tables import BASE_COLUMNS
 from clipvisionalign.search.text_tower import keep_text_tower
-from clipvisionalign.starter import resolve_run
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from clipvisionalign.data.run_data import is_unfinished, run_settings, working_d
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
 from clipvisionalign.models.io import load_aligner, read_weights
 from clipvisionalign.models.run_files import WEIGHTS_FILE, weights_file
-from clipvisionalign.starter import StarterNotInstalled, resolve_run
+from clipvisionalign.models.run_names import resolve_run
+from clipvisionalign.starter import StarterNotInstalled
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import changed_dev_parts, init_selection_note
 

@@ -23,6 +23,7 @@ from clipvisionalign.export.onnx_aligner import ABOUT, OnnxAligner
 from clipvisionalign.files import atomic_write
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
+from clipvisionalign.models.run_names import display_name, resolve_run
 from clipvisionalign.retrieval.classification import (
     Classification,
     ClassifyBy,
@@ -30,7 +31,6 @@ from clipvisionalign.retrieval.classification import (
     classify,
     default_template,
 )
-from clipvisionalign.starter import display_name, resolve_run
 from clipvisionalign.training.opened_run import check_run, decodable_images
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import in_sample_note

@@ -17,10 +17,11 @@ from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
+from clipvisionalign.models.run_names import display_name, resolve_run
 from clipvisionalign.progress import progress
 from clipvisionalign.retrieval.audit import AuditReport, Check, audit
 from clipvisionalign.retrieval.evaluate import evaluate
-from clipvisionalign.starter import STARTER, display_name, resolve_run
+from clipvisionalign.starter import STARTER
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import in_sample_note
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
-from clipvisionalign.starter import resolve_run
+from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.training.callbacks import Callback
 from clipvisionalign.training.checkpoint import list_checkpoints, load_last_checkpoint
 from clipvisionalign.training.config import RunConfig

@@ -17,10 +17,10 @@ from torch import Tensor
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.files import run_lock
 from clipvisionalign.models.io import pin_revisions
+from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.models.text_families import preserve_rng_state
 from clipvisionalign.progress import progress_step
 from clipvisionalign.retrieval.metrics import metrics_of_ranks
-from clipvisionalign.starter import resolve_run
 from clipvisionalign.training.build import (
     build_aligner,
     build_loss,

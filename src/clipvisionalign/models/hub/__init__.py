@@ -20,7 +20,8 @@ from clipvisionalign.models.hub.errors import (
     WeightsNotFound,
 )
 from clipvisionalign.models.hub.offline import is_offline, offline
-from clipvisionalign.models.hub.revisions import is_commit, split_revision
+from clipvisionalign.models.hub.revisions import has_hub_form, is_commit, is_hub_name, split_revision
+from clipvisionalign.models.hub.room import repository_folder
 from clipvisionalign.models.hub.snapshots import snapshot
 from clipvisionalign.models.hub.verification import sha256_of
 
@@ -37,9 +38,12 @@ __all__ = [
     "Snapshot",
     "WeightsNotFound",
     "cached_snapshot",
+    "has_hub_form",
     "is_commit",
+    "is_hub_name",
     "is_offline",
     "offline",
+    "repository_folder",
     "sha256_of",
     "snapshot",
     "split_revision",

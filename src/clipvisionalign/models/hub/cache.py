@@ -52,7 +52,7 @@ class Snapshot:
         return [self.folder / name for name in self.files]
 
 
-def cached_snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
+def cached_snapshot(name: str, revision: str, choose: ChooseFiles, *, nested: bool = False) -> Snapshot:
     """The files of one commit, from the local cache alone.
 
     Args:
@@ -60,6 +60,7 @@ def cached_snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
         revision: A branch, a tag or a commit; "" for the main branch, as it was when it was last fetched.
         choose: Selects the required files by the names of those that are there; raises WeightsNotFound if some are
             missing.
+        nested: Whether `choose` is also given the files below folders.
 
     Returns:
         The files, each verified by its hash.
@@ -80,7 +81,8 @@ def cached_snapshot(name: str, revision: str, choose: ChooseFiles) -> Snapshot:
     else:
         at = f" at the revision '{revision}'" if revision else ""
         raise WeightsNotFound(f"'{name}' is not in the cache{at}, {cache_folder()}")
-    files = choose([path.name for path in folder.iterdir() if path.is_file()])
+    paths = folder.rglob("*") if nested else folder.iterdir()
+    files = choose([path.relative_to(folder).as_posix() for path in paths if path.is_file()])
     for file in files:
         if reason := find_mismatch(folder / file, expected_of_link(folder / file)):
             blob = (folder / file).resolve()

@@ -46,7 +46,7 @@ def print_to_stderr(line: str) -> None:
 
 
 def fetch_file(
-    name: str, revision: str, info: Any, choose: ChooseFiles, *, check: CheckConfig | None = None
+    name: str, revision: str, info: Any, choose: ChooseFiles, *, check: CheckConfig | None = None, nested: bool = False
 ) -> Snapshot:
     """Download the files of a commit into the local cache, each verified by size and hash.
 
@@ -57,9 +57,10 @@ def fetch_file(
         name: Repository OWNER/NAME.
         revision: The branch, tag or commit that was asked for, which is recorded; "" for main.
         info: The answer of the hub: commit, files, sizes, hashes (huggingface_hub's ModelInfo).
-        choose: Selects the required files by the names of those in the top folder.
+        choose: Selects the required files by the names of the repository's.
         check: Called with the commit's folder after the JSON files; raises for a model of another kind. None for no
             check.
+        nested: Whether `choose` is also given the files below folders.
 
     Returns:
         The files.
@@ -71,7 +72,7 @@ def fetch_file(
         WeightsNotFound: `choose` misses files, or the hub refuses one.
     """
     # What lies in sub-folders (onnx/, coreml/) is for other programs.
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if "/" not in sibling.rfilename}
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or [] if nested or "/" not in sibling.rfilename}
     files = choose(list(siblings))
     if MODEL_CARD in siblings and (siblings[MODEL_CARD].size or 0) < _MAX_CARD_BYTES and MODEL_CARD not in files:
         files = [MODEL_CARD, *files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -44,3 +45,31 @@ def split_revision(name: str, revision: str = "") -> tuple[str, str]:
             f"'{name}' asks for the revision '{own_revision}', and the setting 'revision' for '{revision}'"
         )
     return (plain, revision or own_revision) if at else (name, revision)
+
+
+def has_hub_form(name: str) -> bool:
+    """Whether a name has the form of a hub name, OWNER/NAME, also with "hf-hub:" before it or @REVISION behind it.
+
+    Args:
+        name: A name.
+
+    Returns:
+        Whether it has.
+    """
+    plain = name.removeprefix("hf-hub:").partition("@")[0]
+    return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", plain) is not None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name has the form of a hub name, and no local path begins like it.
+
+    Args:
+        name: A name; "hf-hub:OWNER/NAME" is one whatever folders are here.
+
+    Returns:
+        Whether it can be a hub name; the hub is not asked.
+
+    >>> is_hub_name("openai/clip-vit-base-patch32"), is_hub_name("./runs/self")
+    (True, False)
+    """
+    return has_hub_form(name) and (name.startswith("hf-hub:") or not Path(name.split("/")[0]).exists())

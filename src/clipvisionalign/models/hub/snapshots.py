@@ -14,7 +14,9 @@ from clipvisionalign.models.hub.revisions import is_commit
 logger = logging.getLogger(__name__)
 
 
-def snapshot(name: str, revision: str, choose: ChooseFiles, *, check: CheckConfig | None = None) -> Snapshot:
+def snapshot(
+    name: str, revision: str, choose: ChooseFiles, *, check: CheckConfig | None = None, nested: bool = False
+) -> Snapshot:
     """Files of one commit of a repository, fetched where the cache does not have them.
 
     A whole commit that is cached needs no request. Where the hub does not answer, what the cache has for the revision
@@ -26,6 +28,7 @@ def snapshot(name: str, revision: str, choose: ChooseFiles, *, check: CheckConfi
         choose: Selects the required files by the names of the repository's, the weights last; raises WeightsNotFound.
         check: Called with the commit's folder once its JSON files are there, before anything large is fetched; what it
             raises ends the download. None for no check.
+        nested: Whether `choose` is also given the files below folders, which are for other programs otherwise.
 
     Returns:
         The files, each verified by its hash.
@@ -39,7 +42,7 @@ def snapshot(name: str, revision: str, choose: ChooseFiles, *, check: CheckConfi
     cache_error = ""
     if is_commit(revision) or is_offline():
         try:
-            return cached_snapshot(name, revision, choose)
+            return cached_snapshot(name, revision, choose, nested=nested)
         except WeightsNotFound as error:
             cache_error = f"; {error}"
         except CorruptedDownload:
@@ -51,12 +54,12 @@ def snapshot(name: str, revision: str, choose: ChooseFiles, *, check: CheckConfi
         info = _request_info(name, revision)
     except HubUnreachable as error:
         try:
-            cached = cached_snapshot(name, revision, choose)
+            cached = cached_snapshot(name, revision, choose, nested=nested)
         except WeightsNotFound:
             raise error from None
         logger.info(f"{name}: {error}; commit {cached.revision[:10]} is taken from the cache")
         return cached
-    return fetch_file(name, revision, info, choose, check=check)
+    return fetch_file(name, revision, info, choose, check=check, nested=nested)
 
 
 def _request_info(name: str, revision: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,8 @@ from clipvisionalign.models.hub import (
     HubUnreachable,
     NoSuchRepository,
     WeightsNotFound,
+    has_hub_form,
+    is_hub_name,
     snapshot,
     split_revision,
 )
@@ -56,9 +57,7 @@ def is_pretrained_name(name: str) -> bool:
     >>> is_pretrained_name("openai/clip-vit-base-patch32"), is_pretrained_name("./runs/self")
     (True, False)
     """
-    if not _has_hub_form(name):
-        return False
-    return name.startswith("hf-hub:") or not Path(name.split("/")[0]).exists()
+    return is_hub_name(name)
 
 
 def describe_missing(name: str) -> str:
@@ -72,7 +71,7 @@ def describe_missing(name: str) -> str:
     """
     if hint := hint_for_name(name):
         return f"nor a name of the hub, which has the form OWNER/NAME: {hint}"
-    if not _has_hub_form(name):
+    if not has_hub_form(name):
         return "nor a name of the hub, which has the form OWNER/NAME"
     return f"for the hub's model of that name, write hf-hub:{name}, since a folder {name.split('/')[0]} is here"
 
@@ -151,11 +150,6 @@ def find_pretrained(name: str, weights: bool = True) -> tuple[Path, str, Weights
     return fetched.folder, f"{prefix}{plain}@{fetched.revision}", origin
 
 
-def _has_hub_form(name: str) -> bool:
-    plain = name.removeprefix("hf-hub:").partition("@")[0]
-    return re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", plain) is not None
-
-
 def _weights_of(folder: Path, wanted: bool) -> tuple[Path, ...]:
     """The files with the weights in the folder of a dual encoder, if they are wanted. Raises WeightsNotFound."""
     if not wanted:
@@ -181,10 +175,9 @@ def _choose_all_files(repository: str, names: Collection[str]) -> list[str]:
         # Beside config.json they would make the folder one in transformers' layout.
         return [*(name for name in small if name not in PROCESSOR_FILES), weights]
     if CONFIG_FILE in names and "config.json" not in names:
-        folder = repository.rpartition("/")[2]
         raise WeightsNotFound(
-            f"{repository}: holds a run of this project, which is opened from a folder: 'hf download {repository} "
-            f"--local-dir {folder}', then give {folder}"
+            f"{repository}: holds a run of this project, and no pretrained dual encoder: a training starts from it by "
+            f"--init {repository}"
         )
     if "config.json" not in names:
         raise WeightsNotFound(f"{repository}: has neither config.json nor {open_clip.CONFIG_FILE}; known are {KNOWN}")

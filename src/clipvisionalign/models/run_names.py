@@ -1,0 +1,120 @@
+"""Names that stand for a run folder: its path, `starter`, or a repository of the hub that holds a run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from clipvisionalign import starter
+from clipvisionalign.models.hub import WeightsNotFound, is_hub_name, repository_folder, snapshot, split_revision
+from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE, MODEL_FOLDERS, TEXT_FOLDER, WEIGHTS_FILE
+from clipvisionalign.models.weights import OPEN_CLIP_CONFIG
+
+#: What is taken of a repository with a run beside its weights and its towers' folders, where it is there.
+_SMALL_FILES = (CONFIG_FILE, "results.json", "environment.json", "weights.json", "data.json")
+
+#: Of the towers' folders: configurations, vocabularies and merges.
+_TOWER_SUFFIXES = (".json", ".txt", ".model", ".codes")
+
+
+#: One of them is in the top folder of every pretrained dual encoder.
+_DUAL_ENCODER_CONFIGS = {"config.json", OPEN_CLIP_CONFIG}
+
+_REMEDY = "'clipvisionalign export RUN --huggingface' writes all that is needed"
+
+
+class IncompleteRun(WeightsNotFound):
+    """A repository has the settings of a run, and not all that opens it."""
+
+
+class _HoldsNoRun(Exception):
+    """A repository is not of a run."""
+
+
+def resolve_run(name: str | Path) -> str:
+    """The folder that a name of a run stands for; a run of the hub is fetched where it is not on this machine.
+
+    Args:
+        name: A run folder, a pretrained model, `starter`, or OWNER/NAME of a repository with a run (as `export
+            --huggingface` writes it), also with @REVISION.
+
+    Returns:
+        The folder of `starter` and of a run of the hub; every other name as it is.
+
+    Raises:
+        StarterNotInstalled: It is `starter`, and the package is not installed.
+        IncompleteRun: The repository has settings of a run, and not all that opens it.
+        OSError: A download failed; see `hub.snapshot`.
+
+    >>> resolve_run("runs/self")
+    'runs/self'
+    """
+    folder = starter.resolve_run(name)
+    if folder != str(name) or Path(folder).exists() or not is_hub_name(folder):
+        return folder
+    plain, revision = split_revision(folder.removeprefix("hf-hub:"), "")
+    cached_as_run = _is_cached_as_run(plain)
+    if cached_as_run is False:
+        return folder
+    try:
+        return str(snapshot(plain, revision, _choose_run_files, nested=True).folder)
+    except _HoldsNoRun:
+        return folder
+    except IncompleteRun as error:
+        raise IncompleteRun(f"{plain}: {error}") from None
+    except WeightsNotFound:
+        if cached_as_run:
+            raise
+        # Whoever opens it as a pretrained model says what is wrong with the name, or with the connection.
+        return folder
+
+
+def display_name(run: str | Path) -> str:
+    """A run as messages and files name it, on any machine: `starter`, or a run of the hub with its commit.
+
+    Args:
+        run: A run folder, or a pretrained model.
+
+    Returns:
+        The name, by which `resolve_run` finds the same folder.
+
+    >>> display_name("runs/self")
+    'runs/self'
+    """
+    path = Path(run)
+    if path.parent.name == "snapshots" and path.parents[1].name.count("--") >= 2:
+        _, owner, name = path.parents[1].name.split("--", 2)
+        if repository_folder(f"{owner}/{name}").resolve() == path.parents[1].resolve():
+            return f"{owner}/{name}@{path.name}"
+    return starter.display_name(run)
+
+
+def _is_cached_as_run(repository: str) -> bool | None:
+    """Whether what the cache has of a repository is a run; None where it is neither that nor a dual encoder."""
+    commits = [[path.name for path in folder.iterdir()] for folder in repository_folder(repository).glob("snapshots/*")]
+    if any(_holds_run(names) for names in commits):
+        return True
+    return False if any(_DUAL_ENCODER_CONFIGS & set(names) for names in commits) else None
+
+
+def _holds_run(names: Collection[str]) -> bool:
+    return CONFIG_FILE in names and not _DUAL_ENCODER_CONFIGS & set(names)
+
+
+def _choose_run_files(names: Collection[str]) -> list[str]:
+    """The files of a run, by a repository's names, the weights last. Raises _HoldsNoRun, IncompleteRun."""
+    if not _holds_run(names):
+        raise _HoldsNoRun
+    weights = next((file for file in (WEIGHTS_FILE, ADAPTERS_FILE) if file in names), None)
+    if weights is None:
+        raise IncompleteRun(
+            f"has the {CONFIG_FILE} of a run, and neither {WEIGHTS_FILE} nor {ADAPTERS_FILE}; {_REMEDY}"
+        )
+    of_towers = [
+        name for name in sorted(names) if name.partition("/")[0] in MODEL_FOLDERS and name.endswith(_TOWER_SUFFIXES)
+    ]
+    if not of_towers and weights == WEIGHTS_FILE:
+        raise IncompleteRun(
+            f"has the weights of a run, and no folder {TEXT_FOLDER} with its text tower's settings; {_REMEDY}"
+        )
+    return [*(name for name in _SMALL_FILES if name in names), *of_towers, weights]
