@@ -12,6 +12,7 @@ import yaml
 from hub_server import Hub
 from pretrained_models import CAPTIONS, FAMILIES, OPEN_CLIP, make_pretrained
 from test_pretrained import drawn_images
+from test_refused import contents
 from test_weights_by_name import cache_files, one_line, point_to
 
 from clipvisionalign.cli import main
@@ -451,6 +452,17 @@ def test_commands_take_a_run_by_name_and_keep_its_commit(
     assert main(["train", str(scenes_folder), "--init", name, "--out", "tuned", "--steps", "1", "--batch", "4", "--workers",
                  "0", "--precision", "float32", "--trackers", "", "--epochs", "1", "--train_images", "8", "--cache", "off",
                  "--device", "cpu", "--config", str(tiny_runs["late"] / "config.yaml")]) == 0  # fmt: skip
+    # Its folder in the cache is not ours: an audit leaves it as it is, and what would be kept in it asks for a place.
+    before = contents(Path(resolve_run(name)))
+    assert main(["audit", name, "--data", str(scenes_folder), "--json"]) in (0, 1)
+    for command, message in (
+        ("calibrate", "is its publisher's: give --out FILE"),
+        ("worth", f"{pinned}: has no data.json"),
+    ):
+        capsys.readouterr()
+        assert main([command, name, *([str(scenes_folder)] if command == "calibrate" else [])]) == 1
+        assert message in capsys.readouterr().err
+    assert contents(Path(resolve_run(name))) == before
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

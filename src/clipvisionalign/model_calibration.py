@@ -18,10 +18,11 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.hashes import dataset_hashes, hash_parts
 from clipvisionalign.models.io import is_pretrained
-from clipvisionalign.models.run_names import resolve_run
+from clipvisionalign.models.run_names import display_name, resolve_run
 from clipvisionalign.search.calibrate import calibrate_captions
 from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration
 from clipvisionalign.search.manifest import aligner_fingerprint
+from clipvisionalign.starter import STARTER
 from clipvisionalign.training.halves import split_halves
 from clipvisionalign.training.opened_run import open_run
 from clipvisionalign.training.overlap import training_overlap_note
@@ -145,11 +146,12 @@ def calibration_file(run: str, out: str = "") -> Path:
     """
     if out:
         return Path(out) / CALIBRATION_FILE if Path(out).is_dir() else Path(out)
-    if is_pretrained(run):
+    folder = resolve_run(run)
+    if is_pretrained(folder) or display_name(folder) not in (folder, STARTER):
         raise ValueError(
-            f"{run}: the folder of a pretrained model is its publisher's: give --out FILE, or calibrate the index"
+            f"{run}: the folder of a published model is its publisher's: give --out FILE, or calibrate the index"
         )
-    return Path(resolve_run(run)) / CALIBRATION_FILE
+    return Path(folder) / CALIBRATION_FILE
 
 
 def _unselected_half(run: Path, part: CaptionedImages) -> np.ndarray | None:

@@ -16,6 +16,7 @@ from clipvisionalign.models.device import best_device
 from clipvisionalign.models.io import is_pretrained, load_aligner
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.run_files import weights_file
+from clipvisionalign.models.run_names import display_name
 from clipvisionalign.training.init_run import MAX_VECTOR_DIFFERENCE, probe_vectors
 
 
@@ -34,8 +35,13 @@ def check_tuned(run: str) -> None:
             f"{run}: a pretrained model as it is: nothing was tuned; give a run of 'clipvisionalign train "
             f"--model.pretrained {run}'"
         )
-    if weights_file(run) is None or not (Path(run) / "data.json").is_file():
+    if weights_file(run) is None:
         raise FileNotFoundError(f"{run}: not a run folder: 'clipvisionalign train' writes one")
+    if not (Path(run) / "data.json").is_file():
+        raise FileNotFoundError(
+            f"{display_name(run)}: has no data.json, so the data that it was trained on are unknown, as those of a "
+            "published run are: give the folder that 'clipvisionalign train' wrote"
+        )
     if is_unfinished(run):
         raise ValueError(f"{run}: not finished (it has no results.json): clipvisionalign train --resume {run}")
     if run_settings(run).get("epochs") == 0:

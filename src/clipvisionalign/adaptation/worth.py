@@ -14,6 +14,7 @@ from clipvisionalign.adaptation.worth_claims import worth_claims, worth_verdict
 from clipvisionalign.data.formats.classes import read_classes
 from clipvisionalign.json_io import write_json
 from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
+from clipvisionalign.models.run_names import display_name, is_of_publisher
 from clipvisionalign.training.opened_classes import compare_classification
 
 #: Where the answer is kept in a run folder.
@@ -47,6 +48,8 @@ def worth(
     """
     request = request if with_blend else replace(request, alphas=())
     request.check()
+    if not str(out) and is_of_publisher(request.run):
+        raise ValueError(f"{display_name(request.run)}: its folder is its publisher's: give --out FILE")
     target = Path(out) if str(out) else Path(request.run) / WORTH_FILE
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: is there already; give another --out, or --overwrite to replace it")

@@ -89,6 +89,21 @@ def display_name(run: str | Path) -> str:
     return starter.display_name(run)
 
 
+def is_of_publisher(run: str | Path) -> bool:
+    """Whether a run folder is not the user's own, so that nothing is written into it.
+
+    Args:
+        run: A folder as `resolve_run` has it.
+
+    Returns:
+        Whether it is in the hub's cache, or that of the starter model.
+
+    >>> is_of_publisher("runs/self")
+    False
+    """
+    return display_name(run) != str(run)
+
+
 def _is_cached_as_run(repository: str) -> bool | None:
     """Whether what the cache has of a repository is a run; None where it is neither that nor a dual encoder."""
     commits = [[path.name for path in folder.iterdir()] for folder in repository_folder(repository).glob("snapshots/*")]

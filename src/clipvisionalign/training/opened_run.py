@@ -17,11 +17,10 @@ from clipvisionalign.images import ExcludedFiles, ImageError, image_files, open_
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.pretrained.known_checkpoints import pretraining_of
-from clipvisionalign.models.run_names import display_name, resolve_run
+from clipvisionalign.models.run_names import display_name, is_of_publisher, resolve_run
 from clipvisionalign.progress import progress
 from clipvisionalign.retrieval.audit import AuditReport, Check, audit
 from clipvisionalign.retrieval.evaluate import evaluate
-from clipvisionalign.starter import STARTER
 from clipvisionalign.training.overlap import training_overlap_note
 from clipvisionalign.training.selection_notes import in_sample_note
 
@@ -145,9 +144,8 @@ class OpenedRun:
             results |= {"trained_on": trained_on.note, "trained_on_images": trained_on.to_dict()}
         if unfinished := unfinished_note(self.run):
             results["unfinished"] = unfinished
-        # For the card of a model that is exported. The folder of a pretrained model is its publisher's, that of the
-        # starter model its package's.
-        if not is_pretrained(self.run) and display_name(self.run) != STARTER:
+        # For the card of a model that is exported. The folder of a pretrained model is its publisher's.
+        if not is_pretrained(self.run) and not is_of_publisher(self.run):
             keep_audit(Path(self.run), results, eval_data)
         return results
 
