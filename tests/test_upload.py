@@ -57,21 +57,22 @@ def test_what_is_uploaded_is_opened_by_its_name(hub, model, tmp_path, capsys):
     assert torch.equal(load_aligner("someone/tuned", "cpu").encode_captions(list(CAPTIONS)), expected)
 
 
-def test_a_run_is_uploaded_whole_and_opened_from_its_folder(hub, model, tmp_path, capsys, tiny_runs):
-    assert (
-        main(["export", str(tiny_runs["self"]), "--huggingface", str(tmp_path / "out"), "--push", "someone/run"]) == 0
-    )
+@pytest.mark.parametrize("of_adapters", [False, True])
+def test_a_run_is_uploaded_whole_and_opened_by_its_name(hub, tmp_path, capsys, tiny_runs, of_adapters):
+    run = "starter" if of_adapters else str(tiny_runs["self"])
+    assert main(["export", run, "--huggingface", str(tmp_path / "out"), "--push", "someone/run"]) == 0
     files = hub.repositories["someone/run"].commits[hub.repositories["someone/run"].main]
-    assert {"config.yaml", "model.safetensors", "README.md", "text_tower/tokenizer.json"} <= set(files)
+    needed = {"adapters.safetensors"} if of_adapters else {"model.safetensors", "text_tower/tokenizer.json"}
+    assert {"config.yaml", "README.md", *needed} <= set(files)
     capsys.readouterr()
-    assert "hf download someone/run --local-dir run" in refused(
-        capsys, "export", "someone/run", "--onnx", tmp_path / "onnx"
-    )
+    assert main(["export", "someone/run", "--transformers", str(tmp_path / "other")]) == 1
+    assert "use --huggingface or --onnx" in capsys.readouterr().err
     for name, content in files.items():
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / name).write_bytes(content)
-    expected = load_aligner(tiny_runs["self"], "cpu").encode_captions(list(CAPTIONS))
-    assert torch.equal(load_aligner(tmp_path / "run", "cpu").encode_captions(list(CAPTIONS)), expected)
+    expected = load_aligner(run, "cpu").encode_captions(list(CAPTIONS))
+    for opened in ("someone/run", f"someone/run@{hub.repositories['someone/run'].main}", tmp_path / "run"):
+        assert torch.equal(load_aligner(opened, "cpu").encode_captions(list(CAPTIONS)), expected)
 
 
 def test_a_repository_with_files_gets_a_commit_only_when_asked(hub, model, tmp_path, capsys):

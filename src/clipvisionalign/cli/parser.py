@@ -18,8 +18,9 @@ OFFLINE_HELP = "never ask the hub for weights: what is not on this machine is an
 
 #: What stands for a model.
 MODEL_HELP = (
-    "run folder that 'train' wrote, 'starter' for the starter model, or a pretrained dual encoder (CLIP, SigLIP, ...): "
-    "its folder or hub name, such as openai/clip-vit-base-patch32"
+    "run folder that 'train' wrote, or the hub name of one that 'export --huggingface' wrote; 'starter' for the "
+    "starter model; or a pretrained dual encoder (CLIP, SigLIP, ...): its folder or hub name, such as "
+    "openai/clip-vit-base-patch32"
 )
 
 #: Flags of every command.
