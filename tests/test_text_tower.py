@@ -334,15 +334,17 @@ def test_what_cannot_be_exported_is_said_once(tmp_path, scenes_folder, tiny_mode
     assert len(Searcher(tmp_path / "index").search([parse_term("red")], 5)) == 5
 
 
-def test_the_cache_keeps_those_that_were_used_last(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("limit", "kept"), [(1000, ["2", "3"]), (100, ["3"]), (10**6, ["0", "1", "2", "3"])])
+def test_the_cache_keeps_those_that_were_used_last(tmp_path, monkeypatch, limit, kept):
+    """So many as fit, the last one in any case."""
     from clipvisionalign.search import text_tower
 
-    monkeypatch.setattr(text_tower, "MAX_CACHED", 2)
+    monkeypatch.setattr(text_tower, "MAX_CACHED_BYTES", limit)
     for number in range(4):
-        folder = tmp_path / f"tower-{number}"
-        text_tower._write_cached(folder, lambda aside: (aside / "text.json").write_text("{}"))
+        folder = tmp_path / str(number)
+        text_tower._write_cached(folder, lambda aside: (aside / "text.json").write_text(400 * " "))
         os.utime(folder / "text.json", (number, number))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tower-2", "tower-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
 
 
 @pytest.mark.slow

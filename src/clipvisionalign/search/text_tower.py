@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Below an index, and below the user's cache folder.
 INDEX_FOLDER, CACHED_TOWERS = "text", "text_towers"
-#: Text towers that the cache keeps: those that were used last.
-MAX_CACHED = 8
+#: Bytes of the text towers that the cache keeps: those that were used last, the last one whatever its size.
+MAX_CACHED_BYTES = 1_000_000_000
 #: How what a text tower lacks is installed.
 INSTALL_HINT = 'pip install "clipvisionalign[search]"'
 
@@ -209,12 +209,23 @@ def _is_complete(folder: Path, fingerprint: str) -> bool:
         return False
 
 
+def _last_use(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def _write_cached(folder: Path, write: Callable[[Path], None]) -> None:
     """Let a function write a folder of the cache, whole or not at all; those that were used longest ago are removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder, sync=False, unique_name=True) as aside:
         aside.mkdir()
         write(aside)
-    manifests = sorted(folder.parent.glob(f"*/{TEXT_MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    for manifest in manifests[:-MAX_CACHED]:
-        shutil.rmtree(manifest.parent, ignore_errors=True)
+    manifests = sorted(folder.parent.glob(f"*/{TEXT_MANIFEST}"), key=_last_use, reverse=True)
+    total = 0
+    for position, manifest in enumerate(manifests):
+        with suppress(OSError):  # Another process may remove it.
+            total += sum(path.stat().st_size for path in manifest.parent.iterdir())
+        if position and total > MAX_CACHED_BYTES:
+            shutil.rmtree(manifest.parent, ignore_errors=True)
