@@ -15,14 +15,16 @@ from test_pretrained import drawn_images
 from test_refused import contents
 from test_weights_by_name import cache_files, one_line, point_to
 
+from clipvisionalign.adaptation.start import start_of
 from clipvisionalign.cli import main
 from clipvisionalign.export.huggingface import export_huggingface
 from clipvisionalign.log import log_to
+from clipvisionalign.models import run_names
 from clipvisionalign.models.hub import CorruptedDownload, DiskFull, WeightsNotFound
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
 from clipvisionalign.models.io import load_aligner, model_files, resolve_model
 from clipvisionalign.models.pretrained import find_pretrained
-from clipvisionalign.models.run_names import display_name, resolve_run
+from clipvisionalign.models.run_names import display_name, is_of_publisher, resolve_run
 from clipvisionalign.models.text_tower import TextTower, TextTowerConfig
 from clipvisionalign.search.manifest import read_manifest
 
@@ -377,6 +379,9 @@ def test_a_run_by_name(design, hub, publisher, tiny_runs, tmp_path, monkeypatch)
     assert torch.equal(aligner.encode_images(drawn_images(3)), expected.encode_images(drawn_images(3)))
     assert not cache_files(tmp_path) & {*OTHER_FILES, "code.py"}
     assert resolve_model(name) == display_name(resolve_run(name)) == pinned
+    assert resolve_model(f"hf-hub:{name}") == f"hf-hub:{pinned}"
+    (tmp_path / "link").symlink_to(resolve_run(name))
+    assert is_of_publisher(tmp_path / "link")
     assert [file.name for file in model_files(name)] == ["model.safetensors"]
     # The branch moves on; a commit needs no request, and neither does anything offline.
     (written / "results.json").write_text("{}")
@@ -390,14 +395,56 @@ def test_a_run_by_name(design, hub, publisher, tiny_runs, tmp_path, monkeypatch)
     assert not hub.requests
 
 
-def test_a_dual_encoder_by_name_is_asked_for_once_more_and_only_before_it_is_cached(hub, publisher):
-    name = publisher.publish("clip")
+def test_a_dual_encoder_by_name_is_asked_for_once_more_by_a_process(hub, publisher, monkeypatch):
+    """Whether it is a run; another process that finds a run under its name opens that, also beside settings of others."""
+    name = publisher.publish("clip", "someone/changes")
+    for requests in (2, 1):
+        hub.requests.clear()
+        load_aligner(name)
+        assert asked(hub) == requests
+    expected = load_aligner(publisher.folder("clip"), "cpu").encode_captions(["a dog"])
     hub.requests.clear()
+    assert torch.equal(load_aligner(f"{name}@{hub.repositories[name].main}").encode_captions(["a dog"]), expected)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("config", ["", "config.json"])
+def test_a_repository_that_becomes_a_run_is_opened_as_one(config, hub, publisher, tiny_runs, tmp_path, monkeypatch):
+    """Also beside another program's config.json, and where the system has left a file among the cached commits."""
+    name = publisher.publish("clip", f"someone/becomes-{config}x")
     load_aligner(name)
-    assert asked(hub) == 2
-    hub.requests.clear()
-    load_aligner(name)
-    assert asked(hub) == 1
+    monkeypatch.setattr(run_names, "_NO_RUNS", set())
+    written = export_huggingface(tiny_runs["self"], tmp_path / "written")
+    shutil.copy(tiny_runs["self"] / "trained_on.npz", written)
+    if config:
+        (written / config).write_text("{}")
+    publisher.publish_folder(written, name)
+    next((tmp_path / "cache").glob("models--*/snapshots")).joinpath(".DS_Store").touch()
+    expected = load_aligner(tiny_runs["self"], "cpu").encode_captions(["a dog"])
+    assert torch.equal(load_aligner(name, "cpu").encode_captions(["a dog"]), expected)
+    # By which images of its training are recognised.
+    assert (Path(resolve_run(name)) / "trained_on.npz").is_file()
+
+
+def test_a_run_that_the_hub_refuses_is_told_as_that(hub, publisher, tiny_runs, scenes_folder, tmp_path, capsys):
+    name = publisher.publish_folder(export_huggingface(tiny_runs["self"], tmp_path / "written"), "someone/refused")
+    hub.repositories[name].gated = True
+    for arguments in (["evaluate", name, "--data", str(scenes_folder)], ["worth", name], ["export", name, "--onnx", "o"],
+                      ["train", str(scenes_folder), "--init", name, "--out", "tuned"]):  # fmt: skip
+        assert main(arguments) == 1
+        assert "gated" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_a_run_started_from_is_found_by_its_name_where_the_cache_has_moved(hub, publisher, tiny_runs, tmp_path):
+    name = publisher.publish_folder(export_huggingface(tiny_runs["self"], tmp_path / "written"), "someone/start")
+    folder = Path(resolve_run(name))
+    shutil.copytree(tiny_runs["self"], tmp_path / "tuned")
+    config = yaml.safe_load((tmp_path / "tuned" / "config.yaml").read_text())
+    (tmp_path / "tuned" / "config.yaml").write_text(yaml.safe_dump({**config, "init": str(folder)}))
+    assert start_of(str(tmp_path / "tuned")) == str(folder)
+    elsewhere = str(tmp_path / "former" / "/".join(folder.parts[-3:]))
+    (tmp_path / "tuned" / "config.yaml").write_text(yaml.safe_dump({**config, "init": elsewhere}))
+    assert start_of(str(tmp_path / "tuned")) == str(folder)
 
 
 def test_runs_that_cannot_be_opened_by_name_are_one_line(hub, publisher, tiny_runs, tmp_path, monkeypatch):
@@ -421,9 +468,9 @@ def test_runs_that_cannot_be_opened_by_name_are_one_line(hub, publisher, tiny_ru
     one_line(error)
     (written / "model.safetensors").unlink()
     with pytest.raises(
-        WeightsNotFound, match=r"someone/lacking: has the config\.yaml.*export RUN --huggingface"
+        WeightsNotFound, match=r"someone/weightless: has the config\.yaml.*export RUN --huggingface"
     ) as error:
-        load_aligner(publisher.publish_folder(written))
+        load_aligner(publisher.publish_folder(written, "someone/weightless"))
     one_line(error)
     # What is not there is told as before.
     with pytest.raises(WeightsNotFound, match="no folder 'someone/nothing' is here, and as a name of the hub") as error:
@@ -471,4 +518,8 @@ def test_commands_take_a_run_by_name_and_keep_its_commit(
         capsys.readouterr()
         assert main(["search", str(tmp_path / "index"), "a red circle", "--json", *more]) == 0
         assert json.loads(capsys.readouterr().out)
+    # Words alone need the index alone: nothing of the model, and no hub.
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert main(["search", str(tmp_path / "index"), "a red circle", "--json"]) == 0
     assert not hub.requests

@@ -16,7 +16,7 @@ from clipvisionalign.models.device import best_device
 from clipvisionalign.models.io import is_pretrained, load_aligner
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.run_files import weights_file
-from clipvisionalign.models.run_names import display_name
+from clipvisionalign.models.run_names import display_name, resolve_run, snapshot_name
 from clipvisionalign.training.init_run import MAX_VECTOR_DIFFERENCE, probe_vectors
 
 
@@ -71,7 +71,10 @@ def start_of(run: str) -> str:
             "--with a run that has the same towers, or train one with --init or --model.pretrained"
         )
     from_its_directory = working_directory_of(run) / name
-    return str(from_its_directory) if from_its_directory.is_dir() else name
+    if from_its_directory.is_dir():
+        return str(from_its_directory)
+    # A run of the hub is recorded by its folder in the cache of then.
+    return resolve_run(snapshot_name(Path(name)) or name)
 
 
 def starts_before(base: str) -> list[str]:

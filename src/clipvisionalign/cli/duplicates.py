@@ -184,7 +184,7 @@ def _print_report(report: DuplicateReport) -> None:
         print(f"{count_noun(len(others), 'image')} of {size:,} bytes need not be kept; --paths prints them")
     pairs = report.pairs
     print(
-        "compared by pixels: {candidates:,} pairs with a cosine from {threshold:.2f} = {nearly:,} nearly the same + "
+        "compared by pixels: {candidates:,} pairs with a cosine from {threshold:.4g} = {nearly:,} nearly the same + "
         "{mirrored:,} mirrored + {different:,} different + {not_verified:,} not verified".format(
             threshold=report.threshold, **pairs
         )

@@ -16,7 +16,7 @@ from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.pretrained import is_pretrained_name
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
 from clipvisionalign.models.run_files import ADAPTERS_FILE, MODEL_FOLDERS, WEIGHTS_FILE
-from clipvisionalign.models.run_names import resolve_run
+from clipvisionalign.models.run_names import display_name, resolve_run
 
 
 def export_huggingface(run: str | Path, out: str | Path) -> Path:
@@ -45,6 +45,11 @@ def export_huggingface(run: str | Path, out: str | Path) -> Path:
                 f"{run} --epochs 0"
             )
         raise FileNotFoundError(f"{run}: not a finished run: no results.json in it")
+    if not (source / "data.json").is_file():
+        raise FileNotFoundError(
+            f"{display_name(source)}: has no data.json, so the data that it was trained on are unknown, as those of a "
+            "published run are, and there is no card of it: give the folder that 'clipvisionalign train' wrote"
+        )
     with export_folder(out) as aside:
         (aside / "README.md").write_text(model_card(source), encoding="utf-8")
         for name in (WEIGHTS_FILE, ADAPTERS_FILE, "config.yaml", "results.json", "environment.json", "weights.json"):

@@ -158,7 +158,9 @@ def resolve_model(name: str | Path) -> str:
     run = resolve_run(name)
     if is_pretrained(run) and not Path(run).is_dir():
         return find_pretrained(run)[1]
-    return display_name(Path(run).resolve())
+    display = display_name(Path(run).resolve())
+    # With its prefix the name is the hub's wherever it is read again, whatever folders are there.
+    return f"hf-hub:{display}" if str(name).startswith("hf-hub:") and run != str(name) else display
 
 
 def _load_run(source: Path) -> Aligner:

@@ -6,12 +6,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 from clipvisionalign import starter
-from clipvisionalign.models.hub import WeightsNotFound, is_hub_name, repository_folder, snapshot, split_revision
+from clipvisionalign.models.hub import (
+    WeightsNotFound,
+    is_commit,
+    is_hub_name,
+    repository_folder,
+    snapshot,
+    split_revision,
+)
+from clipvisionalign.models.hub.errors import hub_endpoint
 from clipvisionalign.models.run_files import ADAPTERS_FILE, CONFIG_FILE, MODEL_FOLDERS, TEXT_FOLDER, WEIGHTS_FILE
 from clipvisionalign.models.weights import OPEN_CLIP_CONFIG
 
 #: What is taken of a repository with a run beside its weights and its towers' folders, where it is there.
-_SMALL_FILES = (CONFIG_FILE, "results.json", "environment.json", "weights.json", "data.json")
+_SMALL_FILES = (CONFIG_FILE, "results.json", "environment.json", "weights.json", "data.json", "trained_on.npz",
+                "calibration.json")  # fmt: skip
 
 #: Of the towers' folders: configurations, vocabularies and merges.
 _TOWER_SUFFIXES = (".json", ".txt", ".model", ".codes")
@@ -19,6 +28,9 @@ _TOWER_SUFFIXES = (".json", ".txt", ".model", ".codes")
 
 #: One of them is in the top folder of every pretrained dual encoder.
 _DUAL_ENCODER_CONFIGS = {"config.json", OPEN_CLIP_CONFIG}
+
+#: Hub, name and revision of what this process has found to be no run.
+_NO_RUNS: set[tuple[str, str, str]] = set()
 
 _REMEDY = "'clipvisionalign export RUN --huggingface' writes all that is needed"
 
@@ -44,6 +56,7 @@ def resolve_run(name: str | Path) -> str:
     Raises:
         StarterNotInstalled: It is `starter`, and the package is not installed.
         IncompleteRun: The repository has settings of a run, and not all that opens it.
+        WeightsNotFound: There is no such folder here, and no such repository on the hub, or it cannot be asked.
         OSError: A download failed; see `hub.snapshot`.
 
     >>> resolve_run("runs/self")
@@ -52,21 +65,21 @@ def resolve_run(name: str | Path) -> str:
     folder = starter.resolve_run(name)
     if folder != str(name) or Path(folder).exists() or not is_hub_name(folder):
         return folder
+    from clipvisionalign.models.pretrained.names import hint_for_name
+    from clipvisionalign.models.pretrained.sources import explain_missing
+
     plain, revision = split_revision(folder.removeprefix("hf-hub:"), "")
-    cached_as_run = _is_cached_as_run(plain)
-    if cached_as_run is False:
+    if hint_for_name(folder) or (hub_endpoint(), plain, revision) in _NO_RUNS:
         return folder
     try:
         return str(snapshot(plain, revision, _choose_run_files, nested=True).folder)
     except _HoldsNoRun:
+        _NO_RUNS.add((hub_endpoint(), plain, revision))
         return folder
     except IncompleteRun as error:
         raise IncompleteRun(f"{plain}: {error}") from None
-    except WeightsNotFound:
-        if cached_as_run:
-            raise
-        # Whoever opens it as a pretrained model says what is wrong with the name, or with the connection.
-        return folder
+    except WeightsNotFound as error:
+        raise explain_missing(plain, error) from None
 
 
 def display_name(run: str | Path) -> str:
@@ -81,12 +94,27 @@ def display_name(run: str | Path) -> str:
     >>> display_name("runs/self")
     'runs/self'
     """
-    path = Path(run)
-    if path.parent.name == "snapshots" and path.parents[1].name.count("--") >= 2:
-        _, owner, name = path.parents[1].name.split("--", 2)
-        if repository_folder(f"{owner}/{name}").resolve() == path.parents[1].resolve():
-            return f"{owner}/{name}@{path.name}"
+    path = Path(run).resolve()
+    name = snapshot_name(path)
+    if name and repository_folder(name.partition("@")[0]).resolve() == path.parents[1]:
+        return name
     return starter.display_name(run)
+
+
+def snapshot_name(path: Path) -> str:
+    """The name of the hub that a folder of its cache has, by the folder's path alone.
+
+    Args:
+        path: The folder, which need not exist.
+
+    Returns:
+        OWNER/NAME@COMMIT; "" for any other path.
+
+    >>> snapshot_name(Path("hub/models--someone--run/snapshots") / ("0" * 40)) == "someone/run@" + "0" * 40
+    True
+    """
+    storage = path.parents[1].name.split("--", 2) if path.parent.name == "snapshots" and is_commit(path.name) else []
+    return f"{storage[1]}/{storage[2]}@{path.name}" if len(storage) == 3 and storage[0] == "models" else ""
 
 
 def is_of_publisher(run: str | Path) -> bool:
@@ -104,16 +132,10 @@ def is_of_publisher(run: str | Path) -> bool:
     return display_name(run) != str(run)
 
 
-def _is_cached_as_run(repository: str) -> bool | None:
-    """Whether what the cache has of a repository is a run; None where it is neither that nor a dual encoder."""
-    commits = [[path.name for path in folder.iterdir()] for folder in repository_folder(repository).glob("snapshots/*")]
-    if any(_holds_run(names) for names in commits):
-        return True
-    return False if any(_DUAL_ENCODER_CONFIGS & set(names) for names in commits) else None
-
-
 def _holds_run(names: Collection[str]) -> bool:
-    return CONFIG_FILE in names and not _DUAL_ENCODER_CONFIGS & set(names)
+    """Whether a repository is of a run; with the settings of a dual encoder too, by the other files of a run."""
+    of_run = any(name == ADAPTERS_FILE or name.partition("/")[0] in MODEL_FOLDERS for name in names)
+    return CONFIG_FILE in names and (of_run or not _DUAL_ENCODER_CONFIGS & set(names))
 
 
 def _choose_run_files(names: Collection[str]) -> list[str]:

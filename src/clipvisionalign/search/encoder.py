@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.search.fingerprint import aligner_fingerprint
 from clipvisionalign.search.manifest import IndexManifest
 from clipvisionalign.search.storage import InvalidIndexError, as_storage
 from clipvisionalign.search.text_tower import open_text_tower, read_text_manifest
-from clipvisionalign.starter import StarterNotInstalled
+from clipvisionalign.starter import StarterNotInstalled, resolve_run
 
 if TYPE_CHECKING:
     from clipvisionalign.export.onnx_text import OnnxTextTower

@@ -30,7 +30,7 @@ from clipvisionalign.data.run_data import (
 )
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.io import is_pretrained, load_aligner, resolve_model
+from clipvisionalign.models.io import load_aligner, resolve_model
 from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.progress import progress
 from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, build_ann_index
@@ -124,10 +124,9 @@ def build_index(
         DataError: The data set cannot be read, or there is nothing to index.
     """
     check_shards(shards)
-    run = resolve_run(run)
-    if is_pretrained(run):
-        # One commit for all that follows, and for the searches to come.
-        run = resolve_model(run)
+    # One commit of the hub for all that follows, and for the searches to come.
+    name = resolve_model(run)
+    run = resolve_run(name)
     aligner = load_aligner(run)
     if patches is not None:
         patch_settings(aligner, patches or 1)  # Before anything is written.
@@ -150,7 +149,7 @@ def build_index(
                 # Before an index is made, which would be empty.
                 _begin(collection, 0)
             refuse_lost_columns(index, collection)
-            names, manifests = open_manifests(run, collection.storage.location, index, aligner.width, shards)
+            names, manifests = open_manifests(name, collection.storage.location, index, aligner.width, shards)
             with index.lock():
                 parts = [open_part(index, *each) for each in zip(names, manifests, strict=True)]
                 report = _update_index(

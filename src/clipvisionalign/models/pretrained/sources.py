@@ -134,20 +134,34 @@ def find_pretrained(name: str, weights: bool = True) -> tuple[Path, str, Weights
     check = partial(check_is_dual_encoder, source=plain)
     try:
         fetched = snapshot(plain, revision, partial(_choose_files, plain, weights), check=check)
-    except HubUnreachable as error:
-        raise HubUnreachable(
-            f"{plain}: no such folder, no such model in the hub's local cache, and {error}. What can be done: give the "
-            "path of a run folder or of the model's folder, or run this once where the hub can be reached."
-        ) from None
-    except NoSuchRepository as error:
-        near = difflib.get_close_matches(plain, _SUGGESTED, 3)
-        hint = NoSuchRepository(error.name, error.hub, near)
-        raise WeightsNotFound(f"no folder '{plain}' is here, and as a name of the hub, {hint}") from None
+    except WeightsNotFound as error:
+        raise explain_missing(plain, error) from None
     files = _weights_of(fetched.folder, weights)
     origin = WeightsOrigin("hub", name, fetched.repository, fetched.revision, fetched.licence, files)
     # With its prefix the name is the hub's wherever it is read again, whatever folders are there.
     prefix = "hf-hub:" if name.startswith("hf-hub:") else ""
     return fetched.folder, f"{prefix}{plain}@{fetched.revision}", origin
+
+
+def explain_missing(name: str, error: WeightsNotFound) -> WeightsNotFound:
+    """The error for a name that is no folder, and could not be fetched either.
+
+    Args:
+        name: The name, without a revision.
+        error: Why it could not be fetched.
+
+    Returns:
+        The error with what can be done; `error` itself where it says so.
+    """
+    if isinstance(error, HubUnreachable):
+        return HubUnreachable(
+            f"{name}: no such folder, no such model in the hub's local cache, and {error}. What can be done: give the "
+            "path of a run folder or of the model's folder, or run this once where the hub can be reached."
+        )
+    if isinstance(error, NoSuchRepository):
+        hint = NoSuchRepository(error.name, error.hub, difflib.get_close_matches(name, _SUGGESTED, 3))
+        return WeightsNotFound(f"no folder '{name}' is here, and as a name of the hub, {hint}")
+    return error
 
 
 def _weights_of(folder: Path, wanted: bool) -> tuple[Path, ...]:

@@ -117,7 +117,7 @@ class DuplicateReport:
             "images": self.images,
             "groups": [group.to_dict() for group in self.groups],
             "pairs": self.pairs,
-            "threshold": round(self.threshold, 4),
+            "threshold": self.threshold,
             "not_verified": [{"path": path, "reason": reason} for path, reason in self.not_verified],
             "full": self.full,
             "decoded": self.decoded,
