@@ -59,8 +59,8 @@ def resolve_run(name: str | Path) -> str:
         WeightsNotFound: There is no such folder here, and no such repository on the hub, or it cannot be asked.
         OSError: A download failed; see `hub.snapshot`.
 
-    >>> resolve_run("runs/self")
-    'runs/self'
+    >>> resolve_run("./runs/self")
+    './runs/self'
     """
     folder = starter.resolve_run(name)
     if folder != str(name) or Path(folder).exists() or not is_hub_name(folder):

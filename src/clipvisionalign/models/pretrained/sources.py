@@ -151,7 +151,7 @@ def explain_missing(name: str, error: WeightsNotFound) -> WeightsNotFound:
         error: Why it could not be fetched.
 
     Returns:
-        The error with what can be done; `error` itself where it says so.
+        The error with what can be done; `error` itself where it names that.
     """
     if isinstance(error, HubUnreachable):
         return HubUnreachable(
