@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from clipvisionalign.data.run_data import data_record, is_unfinished, run_chain,
 from clipvisionalign.data.training_images import TRAINED_ON_FILE, TrainedOnImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import best_device
+from clipvisionalign.models.hub import WeightsNotFound
 from clipvisionalign.models.io import is_pretrained, load_aligner
 from clipvisionalign.models.packed_linear import pack_linears
 from clipvisionalign.models.run_files import weights_file
@@ -74,7 +76,10 @@ def start_of(run: str) -> str:
     if from_its_directory.is_dir():
         return str(from_its_directory)
     # A run of the hub is recorded by its folder in the cache of then.
-    return resolve_run(snapshot_name(Path(name)) or name)
+    published = snapshot_name(Path(name))
+    with suppress(WeightsNotFound):
+        return resolve_run(published) if published else name
+    return name
 
 
 def starts_before(base: str) -> list[str]:
