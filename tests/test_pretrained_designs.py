@@ -98,7 +98,10 @@ def test_longer_captions_are_read_and_short_ones_stay_as_they_are(clip, position
     assert len(captions) >= 5
     assert torch.equal(own.encode_captions(captions), longer.encode_captions(captions))
     # Two captions that differ behind the 77th token are one to the model, and two to this one.
-    ends = [f"{LONG[2]} {end}" for end in ("a dog", "a red house")]
+    words = LONG[2].split()
+    starts = [" ".join(words[:number]) for number in range(1, len(words) + 1)]
+    start = next(text for text in starts if len(longer.text_tower.tokenize([text])[0]) > 90)
+    ends = [f"{start} {end}" for end in ("a dog", "a red house")]
     assert torch.equal(*own.encode_captions(ends))
     assert (longer.encode_captions(ends)[0] - longer.encode_captions(ends)[1]).abs().max() > 100 * TOLERANCE
 

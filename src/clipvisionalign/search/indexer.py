@@ -30,7 +30,7 @@ from clipvisionalign.data.run_data import (
 )
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.models.io import load_aligner, resolve_model
+from clipvisionalign.models.io import is_pretrained, load_aligner, resolve_model
 from clipvisionalign.models.run_names import resolve_run
 from clipvisionalign.progress import progress
 from clipvisionalign.search.ann import MAX_EXACT_VECTORS, MAX_HNSW_VECTORS, build_ann_index
@@ -124,9 +124,12 @@ def build_index(
         DataError: The data set cannot be read, or there is nothing to index.
     """
     check_shards(shards)
-    # One commit of the hub for all that follows, and for the searches to come.
-    name = resolve_model(run)
-    run = resolve_run(name)
+    folder = resolve_run(run)
+    if is_pretrained(folder):
+        # One commit for all that follows, and for the searches to come.
+        folder = resolve_model(folder)
+    # A run of the hub is opened by its folder, and recorded by its name; with a prefix, if it was given one.
+    name, run = (run if str(run).startswith("hf-hub:") else folder), folder
     aligner = load_aligner(run)
     if patches is not None:
         patch_settings(aligner, patches or 1)  # Before anything is written.
