@@ -124,12 +124,7 @@ def build_index(
         DataError: The data set cannot be read, or there is nothing to index.
     """
     check_shards(shards)
-    folder = resolve_run(run)
-    if is_pretrained(folder):
-        # One commit for all that follows, and for the searches to come.
-        folder = resolve_model(folder)
-    # A run of the hub is opened by its folder, and recorded by its name; with a prefix, if it was given one.
-    name, run = (run if str(run).startswith("hf-hub:") else folder), folder
+    name, run = _name_and_model(run)
     aligner = load_aligner(run)
     if patches is not None:
         patch_settings(aligner, patches or 1)  # Before anything is written.
@@ -164,6 +159,14 @@ def build_index(
                 return report
     except TimeoutError:
         raise InvalidIndexError(f"{index}: another process is writing it; wait for that one") from None
+
+
+def _name_and_model(run: str | Path) -> tuple[str, str]:
+    """What an index records of a model, and what it is opened by: of the hub one commit, with its prefix if any."""
+    folder = resolve_run(run)
+    if is_pretrained(folder):
+        folder = resolve_model(folder)
+    return (str(run) if str(run).startswith("hf-hub:") else folder), folder
 
 
 def _graph_settings(index: Storage, vectors: str, vector_width: int, width: int) -> VectorSettings:
