@@ -35,12 +35,10 @@ demo: install
 
 test: lint test-quick
 
-test-quick: install test-parts
+# test-slow: whole studies, processes that are killed, several processes, Ray, the page in a browser; half an hour.
+test-slow: TESTS = slow
+test-quick test-slow: install test-parts
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "$(TESTS)" $(PYTEST_FLAGS)
-
-# Whole studies, processes that are killed, several processes, Ray, the page in a browser: half an hour.
-test-slow: install test-parts
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m slow $(PYTEST_FLAGS)
 
 # With all combinations of settings, more kills, random dealings of streams and cases of the service than the others have
 # time for, with all scenes of the demo and compiled kernels: an hour.

@@ -12,8 +12,8 @@ from clipvisionalign.export.audits import audits_of, is_of_unknown_model
 from clipvisionalign.export.folders import export_folder
 from clipvisionalign.json_io import read_json
 from clipvisionalign.models.aligner_config import read_recorded_settings
+from clipvisionalign.models.hub import is_hub_name
 from clipvisionalign.models.io import is_pretrained
-from clipvisionalign.models.pretrained import is_pretrained_name
 from clipvisionalign.models.pretrained.known_checkpoints import base_checkpoint, pretraining_of
 from clipvisionalign.models.run_files import ADAPTERS_FILE, MODEL_FOLDERS, WEIGHTS_FILE
 from clipvisionalign.models.run_names import display_name, resolve_run
@@ -136,7 +136,7 @@ def _blend_of(results: dict[str, Any]) -> dict[str, Any] | None:
         return None
     base = str(blend["base"])
     # A path is of this machine.
-    return {"alpha": blend["alpha"], "base": base if is_pretrained_name(base) else Path(base).name}
+    return {"alpha": blend["alpha"], "base": base if is_hub_name(base) else Path(base).name}
 
 
 def _licence_of_base(run: Path) -> str:

@@ -11,6 +11,7 @@ from clipvisionalign.models.adapters import load_adapters
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.device import best_device
+from clipvisionalign.models.hub import is_hub_name
 from clipvisionalign.models.image_weights import find_image_weights
 from clipvisionalign.models.packed_linear import align_weights, pack_linears
 from clipvisionalign.models.pretrained import (
@@ -18,7 +19,6 @@ from clipvisionalign.models.pretrained import (
     describe_missing,
     find_pretrained,
     is_model_folder,
-    is_pretrained_name,
 )
 from clipvisionalign.models.run_files import (
     ADAPTERS_FILE,
@@ -121,7 +121,7 @@ def is_pretrained(name: str | Path) -> bool:
     folder = Path(name)
     if (folder / CONFIG_FILE).is_file():
         return False
-    return is_model_folder(folder) or (not folder.exists() and is_pretrained_name(str(name)))
+    return is_model_folder(folder) or (not folder.exists() and is_hub_name(str(name)))
 
 
 def model_files(name: str | Path) -> list[Path]:

@@ -24,7 +24,6 @@ from clipvisionalign.models.pretrained.parts import (
 from clipvisionalign.models.pretrained.sources import (
     describe_missing,
     find_pretrained,
-    is_pretrained_name,
     open_pretrained,
 )
 from clipvisionalign.models.pretrained.width import check_width, principal_directions, reduce_width
@@ -44,7 +43,6 @@ __all__ = [
     "hint_for_name",
     "is_dual_encoder",
     "is_model_folder",
-    "is_pretrained_name",
     "layout_of",
     "load_dual_encoder",
     "open_caption_tokenizer",

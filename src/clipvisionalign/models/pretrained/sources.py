@@ -45,21 +45,6 @@ _SUGGESTED = (
 )  # fmt: skip
 
 
-def is_pretrained_name(name: str) -> bool:
-    """Whether a name has the form of a hub name, OWNER/NAME, also with @REVISION, and no local path begins like it.
-
-    Args:
-        name: A name; "hf-hub:OWNER/NAME" is one whatever folders are here.
-
-    Returns:
-        Whether it can be a hub name; the hub is not asked.
-
-    >>> is_pretrained_name("openai/clip-vit-base-patch32"), is_pretrained_name("./runs/self")
-    (True, False)
-    """
-    return is_hub_name(name)
-
-
 def describe_missing(name: str) -> str:
     """What a name that is no folder could have been on the hub, for a message.
 
@@ -127,7 +112,7 @@ def find_pretrained(name: str, weights: bool = True) -> tuple[Path, str, Weights
     if folder.is_dir():
         check_is_dual_encoder(folder)
         return folder, str(folder.resolve()), WeightsOrigin("files", name, files=_weights_of(folder, weights))
-    if hint_for_name(name) or not is_pretrained_name(name):
+    if hint_for_name(name) or not is_hub_name(name):
         kind = "a file, and no folder" if folder.exists() else "no such folder"
         raise WeightsNotFound(f"{name}: {kind}, {describe_missing(name)}")
     plain, revision = split_revision(name.removeprefix("hf-hub:"), "")
