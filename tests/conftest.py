@@ -15,11 +15,14 @@ from typing import Any
 
 import hypothesis
 import pytest
+from forked import use_fork_server
 from optional_parts import BROWSER
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models: a second thread each costs more than it brings, and the tests run on all cores anyway.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+use_fork_server()
 
 if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     # What Inductor has compiled for one processor it would take for another that PyTorch is told to be.

@@ -6,7 +6,6 @@ its death, and not about how it starts, `Forked` is that process: its own memory
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import signal
@@ -14,27 +13,21 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 
-@functools.cache
-def _server() -> Any:
-    """The context of processes that are forked from a server which has imported what `preloaded` imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["preloaded"])
-    # The server looks for the module as an interpreter that starts does: along PYTHONPATH.
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
-    try:
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-    return context
+def use_fork_server() -> None:
+    """Processes that the tests start, workers of loaders too, are forked from a server that has imported `preloaded`.
+
+    Forked from the process of the tests, with its threads of Lance, onnxruntime and services, one in some thousands is
+    held for ever by a lock of a thread that it does not have.
+    """
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload(["preloaded"])
+    # The server looks for the module as an interpreter that starts does.
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 def _child(work: Callable[..., Any], arguments: tuple[Any, ...], out: str, environment: dict[str, str]) -> None:
@@ -59,14 +52,14 @@ class Forked:
     def __init__(self, work: Callable[..., Any], *arguments: Any, out: Path, environment: Mapping[str, str] = {}):
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
         self.out = out
-        self.process = _server().Process(target=_child, args=(work, arguments, str(out), variables))
+        self.process = multiprocessing.Process(target=_child, args=(work, arguments, str(out), variables))
         self.process.start()
 
     def poll(self) -> int | None:
         """The exit status, None while it runs; minus the signal's number after one."""
         return self.process.exitcode
 
-    def wait(self, timeout: float | None = None) -> int | None:
+    def wait(self, timeout: float = 300) -> int | None:
         """The exit status once it has ended, None if that takes more than `timeout` seconds."""
         self.process.join(timeout)
         return self.process.exitcode
@@ -78,7 +71,7 @@ class Forked:
     def kill(self) -> None:
         """Kill it and wait until it is gone."""
         self.process.kill()
-        self.process.join()
+        self.process.join(60)
 
     @property
     def said(self) -> str:
@@ -89,6 +82,20 @@ class Forked:
         """What it has written, once it has ended with status 0."""
         assert self.wait(timeout) == 0, self.said[-3000:]
         return self.said
+
+
+def wait_until(condition: Callable[[], Any], process: Any = None, timeout: float = 120, pause: float = 0.01) -> None:
+    """Wait until `condition()` is true; an AssertionError after `timeout` seconds, or once `process` has ended without.
+
+    process: one that makes it true, a `Forked` or a `subprocess.Popen`.
+    """
+    limit = time.monotonic() + timeout
+    while not condition():
+        # What ends may have made it true at last.
+        ended = process is not None and process.poll() is not None and not condition()
+        assert not ended, f"the process ended with {process.poll()}: {getattr(process, 'said', '')[-3000:]}"
+        assert time.monotonic() < limit, f"not true after {timeout} s: {getattr(process, 'said', '')[-3000:]}"
+        time.sleep(pause)
 
 
 def free_port() -> int:

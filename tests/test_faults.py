@@ -22,7 +22,7 @@ from typing import Any
 import faults
 import pytest
 from faults import STAGES, TOLD, Stage
-from forked import Forked
+from forked import Forked, wait_until
 from test_refused import contents
 
 from clipvisionalign.cli import main
@@ -276,8 +276,7 @@ def another(tmp_path):
 
     def hold(*locks: Path) -> int:
         processes.append(Forked(holds, *map(str, locks), out=tmp_path / "said.txt"))
-        while not Path(f"{locks[0]}.held").exists():
-            time.sleep(0.01)
+        wait_until(Path(f"{locks[0]}.held").exists, processes[-1])
         Path(f"{locks[0]}.held").unlink()
         return processes[-1].process.pid
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import test_going_on
 import yaml
-from forked import Forked
+from forked import Forked, wait_until
 from test_going_on import cut_off, silent
 
 from clipvisionalign import files, read_captioned_images
@@ -273,8 +273,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(settings, tmp_path, monkeypat
     lock = tmp_path / "run" / LOCK_FILE
     assert not lock.exists()
     process = Forked(holds, str(lock), out=tmp_path / "said")
-    while not Path(f"{lock}.held").exists():
-        time.sleep(0.01)
+    wait_until(Path(f"{lock}.held").exists, process)
     with pytest.raises(OSError, match=rf"process {process.process.pid} on \S+ trains this run"):
         resume(config.out, silent)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
@@ -310,7 +309,7 @@ def test_of_those_that_compute_the_same_features_all_have_them(settings, tmp_pat
 
 def test_what_killed_processes_left_is_removed_once_it_is_nobodys(tmp_path):
     gone = Forked(abs, 0, out=tmp_path / "said")
-    gone.wait()
+    assert gone.wait() == 0
     dead, old = gone.process.pid, time.time() - 2 * files.ABANDONED_SECONDS
     for name, age in (
         (f"a.{dead}.part", old),

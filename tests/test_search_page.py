@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import signal
-import time
+import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from forked import Forked, command, free_port
+from forked import Forked, command, free_port, wait_until
 from PIL import Image
 
 pytest.importorskip("playwright", reason="no playwright: pip install 'clipvisionalign[pdf]'")
@@ -40,16 +40,21 @@ def served(*indexes: Path, token: str = "", arguments: tuple[str, ...] = ()):
         command, "serve", *map(str, indexes), "--port", str(port), *arguments, out=out, environment=environment
     )
     address = f"http://127.0.0.1:{port}"
-    for _ in range(1200):
+
+    def is_up() -> bool:
         try:
-            urllib.request.urlopen(f"{address}/health").read()
-            break
+            return bool(urllib.request.urlopen(f"{address}/health", timeout=30).read())
         except OSError:
-            assert process.poll() is None, process.said
-            time.sleep(0.05)
-    yield address
-    process.signal(signal.SIGTERM)
-    process.wait()
+            return False
+
+    try:
+        wait_until(is_up, process)
+        yield address
+        process.signal(signal.SIGTERM)
+        # Pages that are still open do not keep it.
+        assert process.wait(25) is not None, process.said
+    finally:
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,16 @@ def page(browser, service, request):
     context.close()
     # Chromium itself writes a line about an answer such as 422, which the page tells its user.
     assert [line for line in said if "status of 422" not in line] == []
+
+
+def test_the_service_ends_although_a_client_never_sends_the_rest_of_its_request(indexes):
+    with served(indexes / "self") as address:
+        client = socket.create_connection(("127.0.0.1", urlsplit(address).port))
+        client.sendall(
+            b"POST /judgements HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+        assert urllib.request.urlopen(f"{address}/health", timeout=30).read()
+    client.close()
 
 
 def until(page, expression: str, *arguments) -> None:

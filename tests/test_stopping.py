@@ -13,7 +13,7 @@ import pytest
 import test_going_on
 import torch
 import yaml
-from forked import Forked, command
+from forked import Forked, command, wait_until
 from test_going_on import silent
 
 from clipvisionalign import read_captioned_images
@@ -115,9 +115,9 @@ def test_workers_end_with_the_process_that_they_work_for(tmp_path, work):
     if not Path("/proc").is_dir():
         pytest.skip("no /proc")
     process = Forked(work, str(tmp_path / "workers"), out=tmp_path / "said")
-    while not (tmp_path / "workers").is_file() or not (tmp_path / "workers").read_text():
-        time.sleep(0.01)
-    workers = list(map(int, (tmp_path / "workers").read_text().split()))
+    numbers = tmp_path / "workers"
+    wait_until(lambda: numbers.is_file() and numbers.read_text(), process)
+    workers = list(map(int, numbers.read_text().split()))
     if work is wait_for_ever:
         assert all(map(alive, workers))
         for worker in workers:
@@ -296,6 +296,10 @@ def test_weights_that_are_not_finite_are_never_kept(settings, tmp_path, monkeypa
 # --- errors of workers -----------------------------------------------------------------------------------------------
 
 
+def tokenize(captions: list[str]) -> list[list[int]]:
+    return [[1] for _ in captions]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_is_raised_in_its_own_words(shards, tmp_path, workers):
     from clipvisionalign.data.streams.loader import StreamedBatches
@@ -308,7 +312,7 @@ def test_an_error_in_a_worker_is_raised_in_its_own_words(shards, tmp_path, worke
     stream = open_stream(str(folder))
     cut = folder / "train-000001.tar"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2 + 100])
-    batches = StreamedBatches(stream, lambda captions: [[1] for _ in captions], 0, None)
+    batches = StreamedBatches(stream, tokenize, 0, None)
     with pytest.raises(DataError, match=r"^\S*train-000001.tar: ") as caught:
         list(batches.epoch(8, 1, 0, workers=workers))
     assert "Caught" not in str(caught.value)

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 #: The environment variable that holds the token.
 TOKEN_VARIABLE = "CLIPVISIONALIGN_TOKEN"
+#: How long requests that are being answered may take once the service is stopped.
+SHUTDOWN_SECONDS = 10
 
 
 def read_token(value: str = "", file: str | Path = "") -> str:
@@ -79,7 +81,11 @@ def run_server(
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts, read_only=read_only)
     logger.info(f"{page_url(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=15)
+    # Ctrl-C does not wait longer for a client that never sends the rest of its request.
+    uvicorn.run(
+        app, host=host, port=port, log_level="warning", timeout_keep_alive=15,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )  # fmt: skip
 
 
 def page_url(host: str, port: int, token: str = "") -> str:
