@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -64,9 +65,9 @@ class ImageTransform:
         Returns:
             A function from a path, bytes or a Pillow image to the tower's pixels, which raises ImageError.
         """
-        transform = self.transform(augment, flip)
-        # A crop is enlarged, for which an embedded thumbnail is too coarse.
-        return lambda image: transform(open_image(image, self.decoded_size, embedded=not augment))
+        # A crop is enlarged, for which an embedded thumbnail is too coarse. No closure: it is sent to workers that are
+        # not forked.
+        return partial(_load_image, self.transform(augment, flip), self.decoded_size, not augment)
 
     @property
     def decoded_size(self) -> int:
@@ -106,3 +107,8 @@ class ImageTransform:
             return pixels
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (self.mean, self.std))
         return (pixels - mean) / std
+
+
+def _load_image(transform: Callable[[Image.Image], Any], size: int, embedded: bool, image: ImageSource) -> Any:
+    """An image, opened and transformed; `size` and `embedded` as in `open_image`."""
+    return transform(open_image(image, size, embedded=embedded))

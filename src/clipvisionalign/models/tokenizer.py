@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipvisionalign.batch import TokenizedCaptions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Files that a tokenizer is read from.
 TOKENIZER_FILES = (
@@ -23,6 +27,23 @@ TOKENIZER_FILE_SETS = (
 
 #: Vocabularies that only the package sentencepiece reads.
 _SENTENCEPIECE_FILES = ("spiece.model", "tokenizer.model", "spm.model", "sentencepiece.bpe.model")
+
+
+def without_weights(tower: nn.Module) -> Any:
+    """A text tower as worker processes need it: a copy without modules, parameters and buffers.
+
+    Where workers are not forked (macOS, Windows, Python 3.14), what they call is sent to each of them.
+
+    Args:
+        tower: A tower whose `tokenize` needs no weights.
+
+    Returns:
+        A shallow copy with its other attributes, its tokenizer among them.
+    """
+    light = copy.copy(tower)
+    for name in ("_modules", "_parameters", "_buffers"):
+        light.__dict__[name] = {}
+    return light
 
 
 def tokenize_captions(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> TokenizedCaptions:

@@ -22,6 +22,7 @@ from clipvisionalign.data.streams.in_memory import read_stream_split
 from clipvisionalign.data.streams.loader import SampleCounts, StreamedBatches
 from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream, open_stream
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.tokenizer import without_weights
 from clipvisionalign.progress import progress_step
 from clipvisionalign.training.config import DatasetConfig, RunConfig
 from clipvisionalign.training.distributed import Distributed
@@ -88,7 +89,7 @@ class TrainingData:
         Returns:
             The batches, of a data set in memory or of a stream.
         """
-        tower = aligner.text_tower
+        tower = without_weights(aligner.text_tower)
         flip = 0.5 if augment == "flip+crop" else 0.0
         transform = (
             None if features else aligner.image_tower.image_transform.image_loader(augment=augment != "none", flip=flip)

@@ -38,6 +38,8 @@ class OpenClipTextTower(PretrainedTextTower):
         self.max_positions = self.max_tokens = context_length
         self.open_clip_tokenizer = tokenizer
         self.pad = getattr(self.tokenizer, "pad_token_id", None) or 0
+        # Not read from the encoder, which a copy for worker processes lacks.
+        self._eos_id: int | None = encoder.eos_id if encoder.pool_type == "eos" else None
 
     def input_embeddings(self) -> nn.Module:
         """The table of the tokens' embeddings."""
@@ -86,8 +88,8 @@ class OpenClipTextTower(PretrainedTextTower):
 
     def _end(self, ids: Tensor) -> Tensor:
         """(b, T) -> (b,), the place of the end-of-text token."""
-        if self.encoder.pool_type == "eos":
-            return first_match(ids, self.encoder.eos_id)
+        if self._eos_id is not None:
+            return first_match(ids, self._eos_id)
         # onnxruntime has no argmax of 64-bit numbers.
         return ids.to(torch.int32).argmax(dim=-1)
 

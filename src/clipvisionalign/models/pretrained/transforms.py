@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class PatchTransform(ImageTransform):
         """
         if augment:
             raise ValueError("--augment crop: images of any shape are not cropped to squares; use none or flip")
-        return lambda image: self._patches(image, flip)
+        return partial(self._patches, flip=flip)
 
     def _patches(self, image: Image.Image, flip: float) -> Any:
         import numpy as np

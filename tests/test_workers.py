@@ -1,0 +1,63 @@
+"""What workers are sent where they are not forked, as on macOS and from Python 3.14 on: everything but weights."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from dataclasses import fields
+
+import pytest
+import torch
+from pretrained_models import FAMILIES
+
+from clipvisionalign import load_aligner, read_captioned_images
+from clipvisionalign.data.batches import CaptionedBatches
+from clipvisionalign.data.loader import iterate_dataset
+from clipvisionalign.models.tokenizer import without_weights
+
+
+def loaders(aligner, flip: float = 0.0) -> list:
+    """The loaders of images without and, where the model has it, with crops."""
+    transform = aligner.image_tower.image_transform
+    made = [transform.image_loader(flip=flip)]
+    try:
+        return [*made, transform.image_loader(augment=True, flip=flip)]
+    except ValueError:
+        return made
+
+
+def assert_equal(batch, other) -> None:
+    for field in fields(batch):
+        if field.name == "seconds":
+            continue
+        one, two = getattr(batch, field.name), getattr(other, field.name)
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, two), field.name
+        elif isinstance(one, (list, tuple)) and any(isinstance(each, torch.Tensor) for each in one):
+            assert all(map(torch.equal, one, two)), field.name
+        else:
+            assert str(one) == str(two), field.name
+
+
+@pytest.mark.parametrize("family", ["run", *FAMILIES])
+def test_workers_that_are_not_forked_make_the_same_batches_and_are_sent_no_weights(
+    family, folders, tiny_runs, scenes_folder
+):
+    assert multiprocessing.get_start_method() == "forkserver"
+    aligner = load_aligner(tiny_runs["cross"] if family == "run" else folders(family))
+    data = read_captioned_images(scenes_folder).split("dev")
+    tower = without_weights(aligner.text_tower)
+    assert tower.tokenize(data.captions) == aligner.text_tower.tokenize(data.captions)
+    for load in loaders(aligner, 0.5):
+        batches = CaptionedBatches(data, tower.tokenize, tower.pad, load, 3)
+        sent = pickle.dumps(batches)
+        assert b"_rebuild_parameter" not in sent
+        # A batch's random numbers are drawn from a seed of its own.
+        plan = batches.plan_epoch(4, 1, 0)[:2]
+        here = [batches[each] for each in plan]
+        for mine, other in zip(
+            here, iterate_dataset(batches, 2 if family in ("run", "clip") else 1, plan), strict=True
+        ):
+            assert_equal(mine, other)
+    # The tower itself has kept what it had.
+    assert aligner.encode_captions(["a red circle"]).isfinite().all()
