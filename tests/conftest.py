@@ -39,7 +39,10 @@ HARDWARE = ("no GPU", "no small disk")
 
 #: Fixtures that take seconds and serve many tests: with xdist those tests run in one process, one after the other. The
 #: first of a test's fixtures counts: what is made from the study stays with it, so that it is carried out once.
-SHARED = ("study", "alone", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub", "world")
+SHARED = (
+    "study", "alone", "page_file", "indexes", "indexed", "exported", "undisturbed", "hundred", "hub", "world",
+    "timed_indexes",
+)  # fmt: skip
 #: What takes a minute to make, or a browser beside the test: tests that ask for it are run by `make test-slow`.
 SLOW_FIXTURES = ("study", "exported", "browser")
 

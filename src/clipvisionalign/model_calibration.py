@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from clipvisionalign.models.run_names import display_name, resolve_run
 from clipvisionalign.search.calibrate import calibrate_captions
 from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration
 from clipvisionalign.search.manifest import aligner_fingerprint
+from clipvisionalign.search.rerank_margin import RerankMargin, first_images, measure_margins
 from clipvisionalign.starter import STARTER
 from clipvisionalign.training.halves import split_halves
 from clipvisionalign.training.opened_run import open_run
@@ -77,10 +79,37 @@ def calibrate_model(
         "data": data.source.resolve().name, "split": split, "hash": hash_parts(dataset_hashes(data).values()),
         "left_out": unseen.left_out, **data.texts_entry,
     }  # fmt: skip
-    return calibrate_captions(
-        opened.aligner.encode_images(data.images).numpy(), opened.aligner.encode_captions(data.captions).numpy(),
-        data.caption_image, aligner_fingerprint(run), calibrated_on,
-    )  # fmt: skip
+    aligner, owners = opened.aligner, np.asarray(data.caption_image)
+    if aligner.late is None:
+        vectors = aligner.encode_images(data.images).numpy(), aligner.encode_captions(data.captions).numpy()
+        return calibrate_captions(*vectors, owners, aligner_fingerprint(run), calibrated_on)
+    scorer = aligner.pair_scorer(data.images, data.captions)
+    vectors = scorer.image_vectors.numpy(), scorer.caption_vectors.numpy()
+    calibration = calibrate_captions(*vectors, owners, aligner_fingerprint(run), calibrated_on)
+    return replace(calibration, rerank=rerank_margin(scorer, *vectors, owners))
+
+
+def rerank_margin(
+    scorer: Callable[[np.ndarray, np.ndarray], Any], images: np.ndarray, captions: np.ndarray, owners: np.ndarray
+) -> RerankMargin:
+    """Calibrate which first hits of a query are worth re-ranking.
+
+    Args:
+        scorer: Scores pairs of images and captions, by their numbers (Q,), (Q,).
+        images: (N, D) unit length.
+        captions: (M, D) unit length.
+        owners: (M,) the number of each caption's image.
+
+    Returns:
+        The margin.
+
+    Raises:
+        ValueError: There are fewer than 2 images.
+    """
+    cosines, numbers, own = first_images(images, captions, owners)
+    caption_index = np.repeat(np.arange(len(captions)), numbers.shape[1])
+    scores = np.asarray(scorer(numbers.ravel(), caption_index)).reshape(numbers.shape)
+    return measure_margins(cosines, scores, own)
 
 
 def unseen_images(run: str, data: CaptionedImages, part: CaptionedImages) -> UnseenImages:

@@ -124,8 +124,29 @@ def _summary(model: str, location: str, calibration: Calibration) -> dict[str, A
     return {
         "model": model, "file": location, "calibrated_on": calibration.calibrated_on, "on": calibration.describe(),
         "levels": list(calibration.measured) or [{"level": level, "threshold": cut} for level, cut in cuts.items()],
+        **({"rerank": calibration.rerank.to_dict()} if calibration.rerank else {}),
         "too_few_for": {level: units_needed(level) for level in LEVELS if level not in cuts},
     }  # fmt: skip
+
+
+def margin_line(margin: dict[str, Any]) -> str:
+    """Which first hits are worth re-ranking, and what that costs and finds.
+
+    Args:
+        margin: `RerankMargin.to_dict`.
+
+    Returns:
+        A line.
+    """
+    (chosen,) = (row for row in margin["curve"] if row["margin"] == margin["margin"])
+    none, whole = margin["curve"][0], margin["curve"][-1]
+    if not chosen["images"]:
+        return f"search --within: re-ranking the first {margin['depth']} brings next to nothing; none are"
+    return (
+        f"search --within: hits within {chosen['margin']:.3f} of the first one are worth re-ranking, "
+        f"{chosen['images']:.1f} of {margin['depth']} a query; recall at 1, 5, 10 adds up to "
+        f"{chosen['recall_sum']:.1f} (none: {none['recall_sum']:.1f}, all: {whole['recall_sum']:.1f})"
+    )
 
 
 def print_calibration(summary: dict[str, Any], is_index: bool) -> None:
@@ -148,6 +169,8 @@ def print_calibration(summary: dict[str, Any], is_index: bool) -> None:
         cells = [estimate_cell("recall", row["kept"]), f"{row['answer_length']:.1f}"] if measured else []
         table.add_row(f"{100 * row['level']:g} %", f"{row['threshold']:.2f}", *cells)
     Console().print(table)
+    if margin := summary.get("rerank"):
+        print(margin_line(margin))
     for level, needed in summary["too_few_for"].items():
         print(f"too few for {100 * level:g} %: it needs {needed:,}")
     if about.get("without_relevant"):

@@ -145,6 +145,7 @@ def search_parser() -> argparse.ArgumentParser:
         f"  {PROGRAM} search INDEX \"a dog\" --where 'taken = 2023-05 and near(48.1, 11.6, 20km)'\n"
         f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
         f'  {PROGRAM} search INDEX "a dog on the grass" --promise 0.9\n'
+        f'  {PROGRAM} search INDEX "a dog on the grass" --within 50ms\n'
         f"  {PROGRAM} search INDEX --like a.jpg --captions\n"
         f"  {PROGRAM} search INDEX --queries words.txt --json\n"
         f'  {PROGRAM} search INDEX "a dog" --paths --null | xargs -0 ls -l',
@@ -168,6 +169,11 @@ def search_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rerank", type=int, default=0, metavar="K", help="re-rank the first K by pair scores (designs late and cross)"
     )
+    parser.add_argument(
+        "--within", default="", metavar="TIME",
+        help="re-rank the first hits whose order is unsure, as far as this time of a query lasts, such as 50ms; which "
+        "are unsure 'calibrate' measures, --rerank limits (default 32)",
+    )  # fmt: skip
     parser.add_argument("--captions", action="store_true", help="find captions instead of images")
     parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the images found, as PNG")
     parser.add_argument("--previews", action="store_true", help="show the images in the table, as the terminal can")
@@ -195,8 +201,10 @@ def search(arguments: list[str]) -> int:
         ValueError: Flags do not fit each other, or a query is not valid.
     """
     args = search_parser().parse_args(arguments)
-    if args.captions and (args.where or args.rerank or args.sheet or args.paths or args.previews):
-        raise ValueError("--captions finds texts: leave --where, --rerank, --sheet, --paths and --previews out")
+    if args.captions and (args.where or args.rerank or args.within or args.sheet or args.paths or args.previews):
+        raise ValueError(
+            "--captions finds texts: leave --where, --rerank, --within, --sheet, --paths and --previews out"
+        )
     from clipvisionalign.search.checks import check_query
     from clipvisionalign.search.promise import SearchResult
     from clipvisionalign.search.searcher import Searcher
@@ -235,6 +243,7 @@ def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:
     from clipvisionalign.data.text_files import decode, split_lines
     from clipvisionalign.search.queries import NO_COUNT, SearchQuery
     from clipvisionalign.search.terms import Term, parse_term
+    from clipvisionalign.search.time_limit import parse_seconds
 
     count = NO_COUNT if args.count is None else args.count
     minus = [parse_term(text, -1.0) for text in args.minus]
@@ -246,10 +255,9 @@ def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:
         text = sys.stdin.read() if args.queries == "-" else decode(Path(args.queries).read_bytes()).text
         lines = [line.strip() for line in split_lines(text)]
         terms = [(line, [parse_term(line)]) for line in lines if line]
-    return [
-        (text, SearchQuery([*wanted, *minus], count, args.where, args.rerank, args.captions, args.promise))
-        for text, wanted in terms
-    ]
+    within = parse_seconds(args.within) if args.within else 0.0
+    shared = (count, args.where, args.rerank, args.captions, args.promise)
+    return [(text, SearchQuery([*wanted, *minus], *shared, within=within)) for text, wanted in terms]
 
 
 def _print_result(args: argparse.Namespace, searcher: Searcher, query: str, hits: Hits) -> None:
@@ -283,6 +291,8 @@ def _print_verdict(args: argparse.Namespace, query: str, result: SearchResult) -
         logger.info(f"note: {printable(note)}")
     if result.reason and result:
         logger.info(f"{printable(query)}: nothing fits: {printable(result.reason)}; these are the nearest all the same")
+    if result.spent is not None and not args.json:
+        logger.info(f"note: {printable(query)}: {result.spent.describe()}")
     promise = result.promise
     if promise is None or not result or args.json:
         return

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.search.rerank_margin import RerankMargin
+
 #: The file of a run folder and of an index that has it.
 CALIBRATION_FILE = "calibration.json"
 CALIBRATION_FORMAT = 1
@@ -107,6 +109,7 @@ class Calibration:
         measured: For each of `LEVELS` what was measured by cross-fitting on the same data.
         best: For numbers of images, ascending: the cosine that the best hit of all but 1 % of the captions surpasses in
             galleries of so many images with their own among them.
+        rerank: Which first hits are worth re-ranking; None for a model that does not, and in files of before.
     """
 
     scores: np.ndarray
@@ -115,6 +118,7 @@ class Calibration:
     calibrated_on: dict[str, Any] = field(default_factory=dict)
     measured: Sequence[dict[str, Any]] = ()
     best: Sequence[tuple[int, float]] = ()
+    rerank: RerankMargin | None = None
 
     @cached_property
     def count(self) -> int:
@@ -183,6 +187,8 @@ class Calibration:
             "measured": list(self.measured), "best": [list(each) for each in self.best],
             "scores": encode_array(self.scores[order]), "scores_per_unit": encode_array(sizes),
         }  # fmt: skip
+        if self.rerank is not None:
+            fields["rerank"] = self.rerank.to_dict()
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
@@ -218,7 +224,9 @@ def _parse(fields: dict[str, Any]) -> Calibration:
         raise ValueError(f"{len(scores):,} scores, of {int(sizes.sum()):,} captions")
     best = [(int(images), float(cosine)) for images, cosine in fields["best"]]
     about, measured = dict(fields["calibrated_on"]), list(fields["measured"])
-    return Calibration(scores, np.repeat(np.arange(len(sizes)), sizes), str(fields["aligner"]), about, measured, best)
+    units, rerank = np.repeat(np.arange(len(sizes)), sizes), fields.get("rerank")
+    margin = None if rerank is None else RerankMargin.from_dict(rerank)
+    return Calibration(scores, units, str(fields["aligner"]), about, measured, best, margin)
 
 
 def encode_array(values: np.ndarray) -> str:

@@ -46,7 +46,7 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
         require_calibration(str(index), read_calibration(index, manifest.aligner), query.promise)
     if query.captions and open_index_reader(index).caption_table is None:
         raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
-    if query.rerank:
+    if query.rerank_depth:
         from clipvisionalign.data.run_data import run_settings
         from clipvisionalign.models.io import is_pretrained
 

@@ -16,6 +16,8 @@ from clipvisionalign.search.calibration import DEFAULT_LEVEL, Calibration, Uncal
 from clipvisionalign.search.hits import Hit, MissingShard
 from clipvisionalign.search.null_queries import chance_level
 from clipvisionalign.search.queries import SearchQuery
+from clipvisionalign.search.rerank_margin import RerankMargin
+from clipvisionalign.search.time_limit import TimeSpent
 from clipvisionalign.search.unknown_words import check_words
 
 #: Factor by which more hits are read, where all that were read are promised.
@@ -58,6 +60,7 @@ class SearchResult(list[Any]):
         reason: Why nothing fits the query; "" where something does.
         notes: For the user.
         missing: Shards that have not answered: what they hold is not among the hits.
+        spent: What was done within the time of the query; None without one.
 
     Attributes:
         nothing: Whether nothing fits. There may be hits all the same: the nearest of what does not fit.
@@ -65,10 +68,11 @@ class SearchResult(list[Any]):
 
     def __init__(
         self, hits: Sequence[Any] = (), promise: Promise | None = None, reason: str = "", notes: Sequence[str] = (),
-        missing: Sequence[MissingShard] = (),
+        missing: Sequence[MissingShard] = (), spent: TimeSpent | None = None,
     ) -> None:  # fmt: skip
         super().__init__(hits)
         self.promise, self.reason, self.notes, self.missing = promise, reason, tuple(notes), tuple(missing)
+        self.spent = spent
 
     @property
     def nothing(self) -> bool:
@@ -84,7 +88,20 @@ class SearchResult(list[Any]):
         Returns:
             A result of its own.
         """
-        return SearchResult(hits, self.promise, self.reason, self.notes, self.missing)
+        return SearchResult(hits, self.promise, self.reason, self.notes, self.missing, self.spent)
+
+    def with_time(self, spent: TimeSpent, note: str = "") -> SearchResult:
+        """The same result with what was done within its time.
+
+        Args:
+            spent: What was done.
+            note: For the user, "" for none.
+
+        Returns:
+            A result of its own.
+        """
+        notes = [*self.notes, note] if note else self.notes
+        return SearchResult(self, self.promise, self.reason, notes, self.missing, spent)
 
     def without_shards(self, missing: Sequence[MissingShard]) -> SearchResult:
         """The same hits, marked as incomplete: nothing is promised, and nothing is known not to be there.
@@ -100,18 +117,19 @@ class SearchResult(list[Any]):
         shards = ", ".join(shard.describe() for shard in missing)
         verb, held = ("does", "it holds") if len(missing) == 1 else ("do", "they hold")
         note = f"incomplete: {shards} {verb} not answer now; what {held} is missing here"
-        return SearchResult(self, notes=[*self.notes, note], missing=missing)
+        return SearchResult(self, notes=[*self.notes, note], missing=missing, spent=self.spent)
 
     def verdict(self) -> dict[str, Any]:
         """The verdict as JSON.
 
         Returns:
             "promise" (None without one), "nothing" and "reason"; "incomplete", where shards have not answered, with
-            the "shard" and the number of "images" of each.
+            the "shard" and the number of "images" of each; "within", of a query with a time, what was done in it.
         """
         promise = None if self.promise is None else self.promise.to_dict()
         incomplete = {"incomplete": [shard._asdict() for shard in self.missing]} if self.missing else {}
-        return {"promise": promise, "nothing": self.nothing, "reason": self.reason, **incomplete}
+        within = {} if self.spent is None else {"within": self.spent.to_dict()}
+        return {"promise": promise, "nothing": self.nothing, "reason": self.reason, **incomplete, **within}
 
 
 class ResultAssessor:
@@ -136,6 +154,11 @@ class ResultAssessor:
     def calibrated_on(self) -> str:
         """What the index is calibrated on, in words; "" where there is no calibration that can be read."""
         return self.calibration.describe() if isinstance(self.calibration, Calibration) else ""
+
+    @property
+    def rerank_margin(self) -> RerankMargin | None:
+        """Which first hits are worth re-ranking; None where that is not calibrated."""
+        return self.calibration.rerank if isinstance(self.calibration, Calibration) else None
 
     def assess(self, query: SearchQuery, hits: Sequence[Any], deeper: Callable[[int], Sequence[Any]]) -> SearchResult:
         """The hits of a query, with the verdict; with a promise, all hits that it needs and no others.

@@ -10,7 +10,9 @@ import numpy as np
 
 from clipvisionalign.search.calibration import check_level
 from clipvisionalign.search.encoder import QueryEncoder
+from clipvisionalign.search.rerank_margin import MARGIN_DEPTH
 from clipvisionalign.search.terms import Term, combine_terms
+from clipvisionalign.search.time_limit import check_seconds
 
 if TYPE_CHECKING:
     from clipvisionalign.models.pair_scorer import EncodedCaption
@@ -33,6 +35,8 @@ class SearchQuery:
         captions: Search for captions and not for images; without filter and re-ranking.
         promise: Probability that what is meant is among the results, which are then as many as it needs, up to `count`;
             0 for none. For terms of words, in an index that is calibrated.
+        within: Seconds within which first results whose order is unsure are ordered by pair scores (`time_limit.py`),
+            `rerank` of them at most; 0 for none. For terms of words alone.
         vector: The query's vector, (D,), where it is known already, such as that of an image of the index.
     """
 
@@ -43,6 +47,7 @@ class SearchQuery:
     captions: bool = False
     promise: float = 0.0
     vector: np.ndarray | None = field(default=None, compare=False)
+    within: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         """Resolve the number of results that was not given."""
@@ -52,7 +57,17 @@ class SearchQuery:
     @property
     def depth(self) -> int:
         """Number of nearest images that are read first; with a promise more may be needed."""
-        return max(FIRST_DEPTH if self.promise else self.count, self.rerank)
+        return max(FIRST_DEPTH if self.promise else self.count, self.rerank_depth)
+
+    @property
+    def rerank_depth(self) -> int:
+        """Number of first results that are ordered by pair scores at most."""
+        return self.rerank or (MARGIN_DEPTH if self.within else 0)
+
+    @property
+    def encodes_pairs(self) -> bool:
+        """Whether its words are encoded for pair scores at once, as they are needed in any case."""
+        return bool(self.rerank) and not self.within
 
     def check(self) -> None:
         """Check what can be known without an index.
@@ -66,9 +81,11 @@ class SearchQuery:
         if self.vector is None:
             # Unit vectors: whether those of the model cancel each other is not known yet.
             combine_terms(self.terms, np.eye(len(self.terms), dtype=np.float32))
-        if self.rerank and (not self.terms or any(term.is_image for term in self.terms)):
+        if self.within:
+            check_seconds(self.within)
+        if self.rerank_depth and (not self.terms or any(term.is_image for term in self.terms)):
             raise ValueError("re-ranking compares words with images: give words only")
-        if self.captions and (self.where.strip() or self.rerank):
+        if self.captions and (self.where.strip() or self.rerank_depth):
             raise ValueError("captions are found without a filter and without re-ranking")
         if self.promise:
             check_level(self.promise)
@@ -81,7 +98,7 @@ class EncodedQuery(NamedTuple):
 
     Attributes:
         vector: (D,) unit length, float32.
-        captions: Its terms as pair scores take them; empty without re-ranking.
+        captions: Its terms as pair scores take them; empty without re-ranking, and where its time decides on that.
     """
 
     vector: np.ndarray
@@ -104,8 +121,8 @@ def encode_queries(encoder: QueryEncoder, queries: Sequence[SearchQuery]) -> lis
     errors = {position: error for position, query in enumerate(queries) if (error := _query_error(encoder, query))}
     valid = [query for position, query in enumerate(queries) if position not in errors]
     # Queries with a vector need their words for re-ranking only.
-    texts = _distinct_texts(query for query in valid if query.vector is None and not query.rerank)
-    pair_texts = _distinct_texts(query for query in valid if query.rerank)
+    texts = _distinct_texts(query for query in valid if query.vector is None and not query.encodes_pairs)
+    pair_texts = _distinct_texts(query for query in valid if query.encodes_pairs)
     vectors = dict(zip(texts, encoder.encode_words(texts), strict=True)) if texts else {}
     captions = dict(zip(pair_texts, encoder.encode_words_for_pairs(pair_texts), strict=True)) if pair_texts else {}
     vectors |= {text: caption.vector.cpu().numpy() for text, caption in captions.items() if text not in vectors}
@@ -116,7 +133,9 @@ def encode_queries(encoder: QueryEncoder, queries: Sequence[SearchQuery]) -> lis
                 raise errors[position]
             vector = _query_vector(encoder, query, vectors)
             encoded.append(
-                EncodedQuery(vector, [captions[str(term.content)] for term in query.terms] if query.rerank else [])
+                EncodedQuery(
+                    vector, [captions[str(term.content)] for term in query.terms] if query.encodes_pairs else []
+                )
             )
         except ValueError as error:
             encoded.append(error)
@@ -128,7 +147,7 @@ def _query_error(encoder: QueryEncoder, query: SearchQuery) -> ValueError | None
         query.check()
     except ValueError as error:
         return error
-    if query.rerank and not encoder.reranks:
+    if query.rerank_depth and not encoder.reranks:
         return ValueError(f"the design '{encoder.design}' has nothing to re-rank with")
     return None
 

@@ -7,6 +7,7 @@ themselves (`rerank.py`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import numpy as np
 from clipvisionalign.search.calibration_files import calibration_time, read_calibration, read_null_cosines
 from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
+from clipvisionalign.search.hit_reranker import UNCALIBRATED_NOTE, HitReranker
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_caption_hits, to_hits
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery
 from clipvisionalign.search.promise import ResultAssessor
@@ -71,6 +73,7 @@ class Searcher:
         self.caption_table: TableReader | None = self.reader.caption_table
         self.storage = Storage(self.manifest.folder)
         self._assessor: tuple[int, ResultAssessor] | None = None
+        self._reranker = HitReranker(self.encoder, self.storage, self.rows, lambda: self.reader.patches)
 
     @property
     def run(self) -> Path:
@@ -123,7 +126,7 @@ class Searcher:
             For each query its hits, best first, as a `SearchResult`; or the error that it alone has: a ValueError (such
             as FilterError or ImageError) for what the user can correct, any other for what the database cannot answer.
         """
-        metadata = self.metadata
+        start, metadata = time.perf_counter(), self.metadata
         encoded = encode_queries(self.encoder, queries)
         asked: dict[int, VectorQuery] = {}
         results: dict[int, Hits | Exception] = {}
@@ -138,9 +141,12 @@ class Searcher:
                 results[position] = error
         nearest = self.reader.search(list(asked.values()), (*HIT_COLUMNS, *metadata))
         for position, answer in zip(asked, nearest, strict=True):
+            finished = time.perf_counter()
             each = encoded[position]
             assert isinstance(each, EncodedQuery)
-            results[position] = self._finish(queries[position], each, answer, metadata)
+            results[position] = self._finish(queries[position], each, answer, metadata, start)
+            # Of several queries with a time each has its own, behind what was done for all together.
+            start += time.perf_counter() - finished
         return [results[position] for position in range(len(queries))]
 
     def _vector_query(
@@ -154,9 +160,9 @@ class Searcher:
 
     def _finish(
         self, query: SearchQuery, encoded: EncodedQuery, answer: NearestRows | Exception,
-        metadata: dict[str, ColumnType],
+        metadata: dict[str, ColumnType], start: float,
     ) -> Hits | Exception:  # fmt: skip
-        """The hits of one query with their verdict, re-ranked, up to its count."""
+        """The hits of one query, which began at `start`, with their verdict, re-ranked, up to its count."""
         if isinstance(answer, Exception):
             return answer
         missing = dict.fromkeys(answer.missing)
@@ -173,24 +179,15 @@ class Searcher:
         try:
             hits: Hits = to_caption_hits(answer.rows) if query.captions else to_hits(answer.rows, metadata)
             result = self.assessor.assess(query, hits, deeper).without_shards(list(missing))
-            if query.rerank:
-                result = result.with_hits(self._rerank(query, encoded, result))
+            if query.within:
+                margin = self.assessor.rerank_margin
+                reordered, spent = self._reranker.rerank_within(query, result, margin, start)
+                result = result.with_hits(reordered).with_time(spent, "" if margin else UNCALIBRATED_NOTE)
+            elif query.rerank:
+                result = result.with_hits(self._reranker.rerank(query, encoded.captions, result))
         except Exception as error:
             return error
         return result.with_hits(result[: query.count])
-
-    def _rerank(self, query: SearchQuery, encoded: EncodedQuery, hits: Sequence[Hit]) -> list[Hit]:
-        """Hits, the first of them ordered by pair scores."""
-        from clipvisionalign.search.rerank import STORED_COLUMNS, read_stored, rerank_hits
-
-        patches = self.reader.patches
-        first, others = hits[: query.rerank], hits[query.rerank :]
-        weights = [term.weight for term in query.terms]
-        columns = ("id", "raw", *(STORED_COLUMNS if patches else ()))
-        rows = self.rows(sorted({hit.id for hit in first}), columns)
-        stored = read_stored(patches, rows) if patches else None
-        raw_paths = {row["id"]: row["raw"] for row in rows}
-        return [*rerank_hits(self.aligner, self.storage, first, raw_paths, encoded.captions, weights, stored), *others]
 
     def search_one(self, query: SearchQuery) -> Hits:
         """`search_batch` of one query.
@@ -266,7 +263,7 @@ class Searcher:
         (encoded,) = encode_queries(self.encoder, [query])
         if isinstance(encoded, ValueError):
             raise encoded
-        return self._rerank(query, encoded, hits)
+        return self._reranker.rerank(query, encoded.captions, hits)
 
     def captions(self, vector: np.ndarray, count: int = 10) -> list[CaptionHit]:
         """Search for captions by a vector, such as that of an image.

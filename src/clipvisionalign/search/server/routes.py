@@ -23,9 +23,11 @@ from clipvisionalign.search.filters import MAX_FILTER_LENGTH
 from clipvisionalign.search.hits import CaptionHit, Hit
 from clipvisionalign.search.promise import SearchResult
 from clipvisionalign.search.queries import SearchQuery
+from clipvisionalign.search.rerank_margin import MARGIN_DEPTH
 from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
 from clipvisionalign.search.terms import Term, parse_term
+from clipvisionalign.search.time_limit import parse_seconds
 
 if TYPE_CHECKING:
     from clipvisionalign.explain.heatmaps import Explanation
@@ -114,6 +116,9 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
         promise: Annotated[
             float, Query(ge=0, lt=1, description="probability that what is meant is among the hits; 0 for none")
         ] = 0.0,
+        within: Annotated[
+            str, Query(max_length=20, description="such as 50ms: time within which hits of unsure order are re-ranked")
+        ] = "",
     ) -> dict[str, Any]:
         """Images by words, without others, filtered, re-ranked; with a promise as many as it needs, up to count."""
 
@@ -124,7 +129,14 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
                     raise ValueError(f"a query of {len(text):,} characters; at most {limits.characters:,}")
             # Re-ranking orders the first results only: what comes after them stays where it is.
             rerank_count = rerank if rerank > offset else 0
-            query = SearchQuery(terms, offset + count, where, rerank_count, promise=promise)
+            seconds = parse_seconds(within) if within else 0.0
+            if seconds and 0 < offset < (rerank or MARGIN_DEPTH):
+                raise ValueError(
+                    f"how far a time lasts differs from page to page: with within, an offset of {offset} would repeat "
+                    "images or leave some out; ask for more at once by count, or give rerank instead"
+                )
+            seconds = 0.0 if offset else seconds
+            query = SearchQuery(terms, offset + count, where, rerank_count, promise=promise, within=seconds)
             return hits_to_json(service.search(query, index), terms, offset)
 
         return translate_errors(work, where)

@@ -93,7 +93,7 @@ class SearchService:
             TimeoutError: The hits were not found in time.
             Exception: What the searcher raises of the query.
         """
-        if query.rerank or any(term.is_image for term in query.terms):
+        if query.rerank_depth or any(term.is_image for term in query.terms):
             with self.model_lock:
                 return self.searchers[index].search_one(query)
         if query.vector is not None:
