@@ -93,6 +93,15 @@ def test_where_pair_scores_are_noise_none_are_re_ranked_and_where_they_decide_al
     assert max(row.recall_sum for row in chosen.curve) == 300
 
 
+@pytest.mark.parametrize(("count", "expected"), [(2, 0.0), (3, 0.5)])
+def test_a_margin_is_widened_only_for_what_is_worth_it(count, expected):
+    """Of 1,000 captions `count` have their image at the second position, 0.5 behind: 0.1 of recall at 1 each."""
+    cosines = np.tile([0.9, 0.4], (1000, 1))
+    own = (np.arange(1000) < count).astype(np.int64)
+    knows = (np.arange(2) == own[:, None]).astype(float)
+    assert measure_margins(cosines, knows, own).margin == pytest.approx(expected, abs=1e-5)
+
+
 def test_the_first_images_of_captions_are_the_best_ones_with_the_position_of_their_own():
     rng = np.random.default_rng(1)
     images, captions = rng.normal(size=(50, 8)), rng.normal(size=(120, 8))
@@ -132,7 +141,7 @@ def hits(count: int) -> list[Hit]:
 
 def scored(some, seconds: float = 0.0):
     time.sleep(seconds * len(some))
-    return [replace(hit, pair_score=float(hit.id * 7 % 11)) for hit in some]
+    return [replace(hit, pair_score=float(hit.id * 7 % 11) - 5.5) for hit in some]
 
 
 @pytest.mark.parametrize("unsure", [0, 1, 2, 3, 17, 40])

@@ -334,7 +334,10 @@ def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[i
     # Text, not markup: a path may have brackets.
     table = Table(title=Text(printable(f"{query}{without}")), title_justify="left")
     pairs = any(each.pair_score is not None for each in hits)
-    metadata = list(hits[0].metadata) if hits else []
+    # Columns that none of the hits has a value in take the width that paths need.
+    metadata = [
+        name for name in (hits[0].metadata if hits else ()) if any(_has_value(each.metadata[name]) for each in hits)
+    ]
     previews = ["image"] if thumbnails else []
     console = Console()
     # An image is drawn as wide as its column is for certain: a wider one would be cropped.
@@ -342,16 +345,21 @@ def print_hits(query: str, minus: list[str], hits: list[Any], thumbnails: dict[i
     for column in ("", *previews, "path", "cosine", *(["pair score"] if pairs else []), "pixels", *metadata):
         width = preview_width if previews and column == "image" else None
         justify: Literal["left", "right"] = "left" if column == "path" else "right"
-        table.add_column(column, justify=justify, overflow="fold", width=width)
+        least = min(max((len(each.path) for each in hits), default=0), console.width // 3) if column == "path" else None
+        table.add_column(column, justify=justify, overflow="fold", width=width, min_width=least)
     for rank, each in enumerate(hits, 1):
         preview_cell = [_preview(thumbnails[each.id], preview_width)] if previews else []
         pair = [] if not pairs else ["" if each.pair_score is None else f"{each.pair_score:.3f}"]
-        metadata_cells = [Text(printable(_format_value(value))) for value in each.metadata.values()]
+        metadata_cells = [Text(printable(_format_value(each.metadata[name]))) for name in metadata]
         size = f"{each.width} x {each.height}"
         table.add_row(
             str(rank), *preview_cell, Text(printable(each.path)), f"{each.score:.3f}", *pair, size, *metadata_cells
         )
     console.print(table)
+
+
+def _has_value(value: int | float | str | None) -> bool:
+    return value is not None and value != ""
 
 
 def _format_value(value: int | float | str | None) -> str:

@@ -206,8 +206,10 @@ def search(arguments: list[str]) -> int:
             "--captions finds texts: leave --where, --rerank, --within, --sheet, --paths and --previews out"
         )
     from clipvisionalign.search.checks import check_query
+    from clipvisionalign.search.manifest import is_gone
     from clipvisionalign.search.promise import SearchResult
     from clipvisionalign.search.searcher import Searcher
+    from clipvisionalign.search.storage import printable
 
     queries = _read_queries(args)
     for note in dict.fromkeys(term.note for _, query in queries for term in query.terms if term.note):
@@ -220,6 +222,11 @@ def search(arguments: list[str]) -> int:
 
         if unfinished := unfinished_note(searcher.run):
             logger.info(f"note: {unfinished}")
+    if is_gone(searcher.manifest.folder):
+        logger.info(
+            f"note: {printable(searcher.manifest.folder)}, where the images were, is gone; if it was moved, "
+            f"'{PROGRAM} index NEW_FOLDER --out {printable(args.index)}' records where it is, and encodes nothing again"
+        )
     results: list[dict[str, Any]] = []
     for start in range(0, len(queries), QUERIES_PER_BATCH):
         batch = queries[start : start + QUERIES_PER_BATCH]
@@ -300,14 +307,18 @@ def _print_verdict(args: argparse.Namespace, query: str, result: SearchResult) -
     shown = f"; showing the first {len(result):,}" if len(result) < promise.promised else ""
     if args.promise:
         images = count_noun(promise.promised, "image")
-        line = f"{images} to hold what is meant in {percent} of all cases{shown}"
+        verb = "is" if promise.promised == 1 else "are"
+        line = f"{images} {verb} needed to hold what is meant in {percent} of all cases{shown}"
     elif promise.more:
         line = (
-            f"what is meant in {percent} of all cases is among these and those that follow: --promise {promise.level:g}"
+            f"more than these may fit: --promise {promise.level:g} shows all that are needed for {percent} of all cases"
         )
+    elif not promise.promised:
+        line = f"none of these fits as well as what is meant does in {percent} of all cases"
     else:
-        line = f"the first {promise.promised} of these hold what is meant in {percent} of all cases"
-    logger.info(f"{line}, in collections like {promise.calibrated_on}")
+        line = f"in {percent} of all cases what is meant is among the first {promise.promised} of these"
+    name = f"{printable(query)}: " if args.queries else ""
+    logger.info(f"{name}{line}, in collections like {promise.calibrated_on}")
 
 
 def _write_sheet(file: str, searcher: Searcher, results: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ def hash_file(path: Path) -> str:
     """
     try:
         stat_result = path.stat()
+        if not stat.S_ISREG(stat_result.st_mode):
+            # A pipe or a device, of which reading has no end.
+            return "missing"
         key = (str(path.absolute()), stat_result.st_size, stat_result.st_mtime_ns)
         if key not in _FILE_HASHES:
             with path.open("rb") as file:

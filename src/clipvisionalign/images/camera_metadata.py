@@ -10,11 +10,13 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from PIL import ExifTags, Image
 
+#: The year of the oldest photograph, and how far cameras' clocks are ahead at most, time zones included.
+_FIRST_PHOTOGRAPH, _CLOCK_SLACK = 1826, timedelta(days=2)
 _DATE = re.compile(r"(\d{4})[:/.-](\d{2})[:/.-](\d{2})[ T](\d{2}):(\d{2})(?::(\d{2}))?", re.ASCII)
 #: Company forms in the name of a maker.
 _COMPANY = re.compile(
@@ -139,7 +141,10 @@ def _first_date(details: Mapping[int, Any], xmp: str) -> tuple[datetime | None, 
         match = _DATE.match(text or "")
         try:
             if match:
-                return datetime(*(int(group or 0) for group in match.groups())), is_damaged  # type: ignore[arg-type]
+                taken = datetime(*(int(group or 0) for group in match.groups()))  # type: ignore[arg-type]
+                # What a clock that was never set writes, and what would stand before all newest images for ever.
+                if taken.year >= _FIRST_PHOTOGRAPH and taken <= datetime.now() + _CLOCK_SLACK:
+                    return taken, is_damaged
         except ValueError:
             pass
         is_damaged = True

@@ -6,6 +6,7 @@ Every file is taken or counted (`ExcludedFiles`), with the reason.
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -55,6 +56,9 @@ _SYSTEM_NAMES = frozenset({
 })  # fmt: skip
 
 HIDDEN, SYSTEM_FILE = "hidden", "of the system, a network drive or an archiver"
+
+#: What can be opened and never be read to its end.
+NOT_REGULAR = "a pipe, socket or device"
 
 NON_IMAGE_SUFFIX, UNDECODED_SUFFIX, NON_IMAGE_CONTENT = (
     "no image by its ending",
@@ -147,9 +151,18 @@ class ExcludedFiles:
         """
         reason = exclusion_reason(name, head)
         if reason:
-            last = os.fsdecode(name).replace(os.sep, "/").rpartition("/")[2]
-            self.counts[reason, _suffix(last) or "no ending"] += 1
+            self.exclude(name, reason)
         return not reason
+
+    def exclude(self, name: str | bytes, reason: str) -> None:
+        """Count a file that is not taken.
+
+        Args:
+            name: Its path below the folder that is listed.
+            reason: Why.
+        """
+        last = os.fsdecode(name).replace(os.sep, "/").rpartition("/")[2]
+        self.counts[reason, _suffix(last) or "no ending"] += 1
 
     @property
     def total(self) -> int:
@@ -247,6 +260,21 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
+def is_special(entry: os.DirEntry[bytes]) -> bool:
+    """Whether an entry is, or leads to, something that is neither a file nor a folder.
+
+    Args:
+        entry: The entry, as `walk_files` yields it.
+
+    Returns:
+        Whether it is a pipe, a socket or a device; what cannot be examined is a file, and reported when it is read.
+    """
+    try:
+        return not (entry.is_file() or entry.is_dir()) and stat.S_IFMT(entry.stat().st_mode) != 0
+    except OSError:
+        return False
+
+
 def image_files(folder: Path, excluded_files: ExcludedFiles | None = None) -> list[Path]:
     """The files below a folder that may be images, sorted by path; links are followed as in `walk_files`.
 
@@ -264,9 +292,11 @@ def image_files(folder: Path, excluded_files: ExcludedFiles | None = None) -> li
     excluded = ExcludedFiles() if excluded_files is None else excluded_files
     unreadable: dict[bytes, str] = {}
     paths = []
-    for relative, _ in walk_files(folder, unreadable):
+    for relative, entry in walk_files(folder, unreadable):
         path = folder / os.fsdecode(relative)
-        if excluded.accept(os.fsdecode(relative), partial(first_bytes, path)):
+        if is_special(entry):
+            excluded.exclude(relative, NOT_REGULAR)
+        elif excluded.accept(os.fsdecode(relative), partial(first_bytes, path)):
             paths.append(path)
     for relative, reason in unreadable.items():
         name = os.fsdecode(relative)

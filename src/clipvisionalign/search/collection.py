@@ -6,11 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, DataError
 from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.data.splits import SPLIT_RULE
+from clipvisionalign.images import exclusion_reason, first_bytes
 from clipvisionalign.search.metadata import CellValue, ColumnType, Metadata, read_metadata
 from clipvisionalign.search.storage import FileListing, ImageFile, Storage, clamp_time_ns, decode_path
 
@@ -59,6 +61,9 @@ def read_collection(
         FileNotFoundError: There is no such folder.
         OSError: The folder itself cannot be listed.
     """
+    path = Path(source)
+    if path.is_file() and not exclusion_reason(path.name, partial(first_bytes, path)):
+        raise DataError(f"{source}: one image; give the folder that it is in, such as {path.parent}")
     if is_data_set(source, captions):
         collection = _collect_data_set(read_captioned_images(source, layout, group, split_rule))
         collection = collection if captions else replace(collection, captions=None)

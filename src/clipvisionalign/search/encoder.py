@@ -116,6 +116,22 @@ class QueryEncoder:
         tower = self.text_tower
         return getattr(self.aligner.text_tower, "tokenizer", None) if tower is None else tower.tokenizer
 
+    def token_limit(self, text: str) -> int:
+        """Number of tokens that the model takes of a text, if it has more.
+
+        Args:
+            text: Words.
+
+        Returns:
+            The number, special tokens included; 0 for a text that is read to its end.
+        """
+        tower = self.text_tower
+        if tower is None:
+            tokens = self.aligner.text_tower.tokenize([text])
+            return len(tokens[0]) if tokens.num_truncated[0] else 0
+        encoding = tower.tokenizer.encode(text)
+        return sum(encoding.attention_mask) if encoding.overflowing else 0
+
     @property
     def design(self) -> str:
         """The design of the aligner."""

@@ -65,6 +65,7 @@ from clipvisionalign.search.manifest import (
     has_index,
     open_manifests,
     read_shards,
+    record_folder,
     shard_storage,
 )
 from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record, remove_mapped
@@ -257,6 +258,8 @@ def _update_index(
     _begin(collection, len(rows))
     changes = diff_files(storage, listing, rows, broken, verify)
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
+    if before := record_folder(index, [part.name for part in parts], storage.location):
+        logger.info(f"note: the images were in {printable(before)}, which is gone; they are in {storage} now")
     if changes.surplus:
         logger.info(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
     part_of = deal_changes(parts, changes)

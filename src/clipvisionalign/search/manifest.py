@@ -6,8 +6,10 @@ An index in shards is a folder of complete indexes. It has no index.json: whatev
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from clipvisionalign.search.fingerprint import aligner_fingerprint
 from clipvisionalign.search.storage import InvalidIndexError, Storage, as_storage
@@ -229,9 +231,7 @@ def open_manifests(
     if index.read(MANIFEST_FILE) is not None:
         if shards:
             raise InvalidIndexError(f"{index}: an index without shards; leave --shards out, or give another --out")
-        existing = read_manifest(index)
-        _check_same(index, existing, manifest)
-        return [""], [existing]
+        return [""], [_checked(index, read_manifest(index), manifest)]
     whole = read_shards(index)
     if whole is None and not index.is_empty():
         raise InvalidIndexError(f"{index}: is there already and no index; give another --out")
@@ -247,15 +247,13 @@ def open_manifests(
         raise InvalidIndexError(
             f"{index}: an index in {len(whole.shards)} shards, not {shards}; leave --shards out, or give another --out"
         )
-    _check_same(index, whole, manifest)
+    _checked(index, whole, manifest)
     return whole.shards, [_open_shard(shard_storage(index, name), manifest) for name in whole.shards]
 
 
 def _open_shard(storage: Storage, manifest: IndexManifest) -> IndexManifest:
     if storage.read(MANIFEST_FILE) is not None:
-        existing = read_manifest(storage)
-        _check_same(storage, existing, manifest)
-        return existing
+        return _checked(storage, read_manifest(storage), manifest)
     created = IndexManifest(manifest.run, manifest.aligner, manifest.folder, manifest.width)
     write_manifest(storage, created)
     return created
@@ -270,10 +268,57 @@ def _check_is_no_shard(index: Storage) -> None:
         raise InvalidIndexError(f"{index}: a shard of {parent}, which is updated whole: give --out {parent}")
 
 
-def _check_same(index: Storage, existing: IndexManifest | ShardsManifest, manifest: IndexManifest) -> None:
-    """Raises InvalidIndexError for an index of another aligner or folder."""
+AnyManifest = TypeVar("AnyManifest", IndexManifest, ShardsManifest)
+
+
+def _checked(index: Storage, existing: AnyManifest, manifest: IndexManifest) -> AnyManifest:
+    """The manifest of an index, with the folder that its images were moved to.
+
+    Raises:
+        InvalidIndexError: It is an index of another aligner, or of another folder that is still there.
+    """
     if existing.aligner != manifest.aligner:
         hint = f"it was made by {existing.run}; search it with that run, or give another --out"
         raise InvalidIndexError(f"{index}: an index of another aligner: {hint}")
-    if existing.folder != manifest.folder:
+    if existing.folder == manifest.folder:
+        return existing
+    if not is_gone(existing.folder):
         raise InvalidIndexError(f"{index}: an index of {existing.folder}; give another --out")
+    return replace(existing, folder=manifest.folder)
+
+
+def is_gone(folder: str) -> bool:
+    """Whether a folder of images is no longer where it was.
+
+    Args:
+        folder: Its path or URL.
+
+    Returns:
+        Whether it is a path of this machine where nothing is; of a URL it is not known.
+    """
+    return "://" not in folder and not Path(folder).exists()
+
+
+def record_folder(index: Storage, names: Sequence[str], folder: str) -> str:
+    """Record where the images of an index are, if they were moved.
+
+    Args:
+        index: The storage of the index.
+        names: The names of its shards; "" for an index that has none.
+        folder: Path or URL of the images.
+
+    Returns:
+        Where they were; "" if they were not moved.
+    """
+    before = ""
+    for name in names:
+        storage = shard_storage(index, name) if name else index
+        stored = read_manifest(storage)
+        if stored.folder != folder:
+            before = stored.folder
+            write_manifest(storage, replace(stored, folder=folder))
+    shards = read_shards(index)
+    if shards is not None and shards.folder != folder:
+        before = shards.folder
+        index.write(SHARDS_FILE, json.dumps(asdict(replace(shards, folder=folder)), indent=2) + "\n")
+    return before

@@ -141,12 +141,14 @@ class ResultAssessor:
         tokenizer: Gives the model's tokenizer.
         null_cosines: The best cosines of texts that mean nothing; none if unknown.
         count: Gives the number of images of the index.
+        token_limit: Gives the number of tokens that the model takes of a text that has more, 0 for any other.
     """
 
     def __init__(
         self, index: str, calibration: Calibration | UncalibratedError | None, tokenizer: Callable[[], Any],
-        null_cosines: Sequence[float], count: Callable[[], int],
+        null_cosines: Sequence[float], count: Callable[[], int], token_limit: Callable[[str], int] = lambda text: 0,
     ) -> None:  # fmt: skip
+        self.token_limit = token_limit
         self.index, self.calibration = index, calibration
         self.tokenizer, self.null_cosines, self.count = tokenizer, null_cosines, count
 
@@ -182,6 +184,11 @@ class ResultAssessor:
         if not any(check.known for check in checks):
             return SearchResult([], reason=next(check.reason for check in checks))
         notes = [note for check in checks if (note := check.note or check.reason)]
+        limits = [limit for term in query.terms if (limit := self.token_limit(str(term.content)))]
+        if limits:
+            notes.append(
+                f"the query is longer than what the model reads: what follows its first {limits[0]} tokens is ignored"
+            )
         if not isinstance(calibration, Calibration):
             return SearchResult(hits, reason=self._chance(query, hits), notes=notes)
         if not level:
@@ -192,6 +199,8 @@ class ResultAssessor:
             notes.append("a promise is calibrated on single captions: of several terms it may be kept less often")
         promise = Promise(level, cut, len(promised), False, calibration.describe())
         reason = "" if promised else f"no image fits it so well as what is meant does in {100 * level:g} % of all cases"
+        if not hits and query.where.strip():
+            reason = "the filter leaves no image"
         return SearchResult(promised, promise, reason, notes)
 
     def _marked(self, calibration: Calibration, hits: Sequence[Any]) -> Promise | None:

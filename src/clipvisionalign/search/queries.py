@@ -90,7 +90,9 @@ class SearchQuery:
         if self.promise:
             check_level(self.promise)
             if self.captions or not self.terms or any(term.is_image for term in self.terms):
-                raise ValueError("a promise is for words that images are searched for by: leave it out otherwise")
+                raise ValueError(
+                    "a promise is for words: leave it out where images are searched for by an image, or captions"
+                )
 
 
 class EncodedQuery(NamedTuple):

@@ -101,7 +101,8 @@ class Searcher:
         if self._assessor is not None and self._assessor[0] == written:
             return self._assessor[1]
         calibration, nulls = read_calibration(self.index, self.manifest.aligner), read_null_cosines(self.index)
-        assessor = ResultAssessor(str(self.index), calibration, self.tokenizer, nulls, self.table.count_rows)
+        count, limit = self.table.count_rows, self.encoder.token_limit
+        assessor = ResultAssessor(str(self.index), calibration, self.tokenizer, nulls, count, limit)
         self._assessor = written, assessor
         return assessor
 

@@ -6,6 +6,7 @@ could not be examined. An index drops a row only where its file is known to be g
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -299,6 +300,8 @@ def content_hash(source: Path | bytes) -> str:
     def new() -> Any:
         return hashlib.blake2b(digest_size=16)
 
+    if not isinstance(source, bytes) and source.exists() and not source.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(source))
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         return hashlib.file_digest(file, new).hexdigest()
 
