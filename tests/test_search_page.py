@@ -163,6 +163,30 @@ def test_the_first_view_has_all_images_newest_first(page, indexes):
     assert paths(page)[:40] == [row["path"] for row in rows]
 
 
+def test_escape_leaves_the_field_of_words_and_keeps_them(page):
+    page.keyboard.press("/")
+    page.keyboard.type("a ring")
+    page.keyboard.press("Escape")
+    assert page.locator("#words").input_value() == "a ring"
+    page.keyboard.press("?")
+    assert "Shift Space" in page.locator("dialog[open]").inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator("#words").input_value() == "a ring"
+
+
+def test_names_are_shown_as_they_are_written(browser, tmp_path, tiny_runs):
+    """A character that turns the order of letters around makes an image of what is none, and the other way round."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "images" / "photo\u202egnp.exe.png")
+    build_index(tiny_runs["self"], tmp_path / "images", tmp_path / "index")
+    with served(tmp_path / "index") as address, browser.new_context() as context:
+        shown = context.new_page()
+        shown.goto(address)
+        until(shown, "document.getElementById('status').textContent.includes('image')")
+        assert shown.locator("#results .name").inner_text().replace("\n", "") == "photo\\u202egnp.exe.png"
+        assert "\u202e" not in shown.locator("#results").evaluate("(results) => results.outerHTML")
+
+
 def test_the_address_holds_the_query_and_going_back_returns_to_it(page, service):
     open_options(page)
     page.get_by_label("Filter").fill('path like "0*"')

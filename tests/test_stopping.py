@@ -3,6 +3,7 @@ checkpoint holds weights that are not finite."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -86,8 +87,9 @@ class Endless(torch.utils.data.Dataset):
         return os.getpid()
 
 
-def use_workers(out: str) -> int:
+def use_workers(out: str, method: str) -> int:
     """Starts two workers, and ends with an error whose traceback holds them."""
+    multiprocessing.set_start_method(method, force=True)
     items = iterate_dataset(Endless(), 2, list(range(100)))
     Path(out).write_text(f"{next(items)} {next(items)}")
     global kept
@@ -95,7 +97,8 @@ def use_workers(out: str) -> int:
     raise RuntimeError("an error that nobody handles")
 
 
-def wait_for_ever(out: str) -> int:
+def wait_for_ever(out: str, method: str) -> int:
+    multiprocessing.set_start_method(method, force=True)
     items = iterate_dataset(Endless(), 2, list(range(100)))
     Path(out).write_text(f"{next(items)} {next(items)}")
     time.sleep(600)
@@ -110,11 +113,12 @@ def alive(number: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("work", [use_workers, wait_for_ever])
-def test_workers_end_with_the_process_that_they_work_for(tmp_path, work):
+def test_workers_end_with_the_process_that_they_work_for(tmp_path, work, method):
     if not Path("/proc").is_dir():
         pytest.skip("no /proc")
-    process = Forked(work, str(tmp_path / "workers"), out=tmp_path / "said")
+    process = Forked(work, str(tmp_path / "workers"), method, out=tmp_path / "said")
     numbers = tmp_path / "workers"
     wait_until(lambda: numbers.is_file() and numbers.read_text(), process)
     workers = list(map(int, numbers.read_text().split()))

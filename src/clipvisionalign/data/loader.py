@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -82,15 +83,23 @@ def leave_signals_to_parent(worker: int) -> None:
     Args:
         worker: Number of the worker, which PyTorch passes.
     """
+    # Not the process of `os.getppid()`, which may be a server that forks for it.
+    owner = multiprocessing.parent_process()
+    assert owner is not None
+
+    def end_with_owner() -> None:
+        owner.join()
+        os._exit(0)
+
+    threading.Thread(target=end_with_owner, daemon=True).start()
     if not HAS_SIGWAITINFO:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    parent = os.getppid()
 
     def wait() -> None:
         while True:
             signal_info = signal.sigwaitinfo(STOP_SIGNALS)
-            if signal_info.si_signo == signal.SIGTERM and signal_info.si_pid == parent:
+            if signal_info.si_signo == signal.SIGTERM and signal_info.si_pid == owner.pid:
                 os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,6 +1,7 @@
 """Starting the service: its token, its address, uvicorn."""
 
 import logging
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -80,7 +81,9 @@ def run_server(
     # A page elsewhere must not reach a service on loopback by a name that it makes point there.
     hosts = ["localhost", "127.0.0.1", "[::1]", "::1"] if loopback else ["*"]
     app = create_app(searchers, token, hosts=hosts, read_only=read_only)
-    logger.info(f"{page_url(host, port, token)} (Ctrl-C stops it; /docs describes the interface)")
+    # All addresses of a machine are none that another one can open.
+    shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    logger.info(f"{page_url(shown, port, token)} (Ctrl-C stops it; /docs describes the interface)")
     # Ctrl-C does not wait longer for a client that never sends the rest of its request.
     uvicorn.run(
         app, host=host, port=port, log_level="warning", timeout_keep_alive=15,

@@ -42,19 +42,23 @@ export async function ask(path, options) {
 
 export const plural = (count, name) => `${count.toLocaleString("en")} ${name}${count === 1 ? "" : "s"}`;
 
+/** A name with the characters written out that nobody sees: controls, and those that turn the order of letters around. */
+export const visible = (name) => name.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
+  (each) => `\\u${each.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
 /** The name of a file in two parts, of which the first can be cut: "IMG_2023…01.jpg" keeps its end. */
 export function fileName(path) {
-  const name = path.slice(path.lastIndexOf("/") + 1);
+  const name = visible(path.slice(path.lastIndexOf("/") + 1));
   const ending = name.length > 14 ? Math.max(name.lastIndexOf(".") - 3, name.length - 12) : name.length;
   const cut = ending > 4 && ending < name.length ? ending : name.length;
-  return element("span", { class: "name", title: path },
+  return element("span", { class: "name", title: visible(path) },
     element("span", { class: "stem" }, name.slice(0, cut)), element("span", { class: "ending" }, name.slice(cut)));
 }
 
 /** A path that breaks after its separators only. */
 export function breakable(path) {
-  const made = element("span", { class: "path", title: path });
-  for (const part of path.split(/(?<=[/\\_-])/)) made.append(part, document.createElement("wbr"));
+  const made = element("span", { class: "path", title: visible(path) });
+  for (const part of visible(path).split(/(?<=[/\\_-])/)) made.append(part, document.createElement("wbr"));
   return made;
 }
 

@@ -21,6 +21,12 @@ export function setUpKeys(escape, judge) {
   document.addEventListener("keydown", (event) => {
     const writing = event.target.matches?.("input:not([type=checkbox], [type=range]), textarea, select");
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+    if (event.key === "Escape" && writing) {
+      // The words stay, and the keys are the page's again.
+      event.preventDefault();
+      event.target.blur();
+      return;
+    }
     if (event.key === "Escape") escape();
     if (writing || !singleKeys()) return;
     if (event.key === "/") { event.preventDefault(); by("words").focus(); by("words").select(); }

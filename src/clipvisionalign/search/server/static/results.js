@@ -1,5 +1,5 @@
 // Columns of results: cards that are loaded page by page, with arrow keys between them.
-import { button, element, fileName, shortTime } from "./dom.js";
+import { button, element, fileName, shortTime, visible } from "./dom.js";
 
 //: Narrower and wider images are cut, so that no row is made of one.
 const MIN_RATIO = 0.6, MAX_RATIO = 2.2;
@@ -46,7 +46,7 @@ export class Column {
   }
 
   card(hit, position) {
-    const name = hit.path.slice(hit.path.lastIndexOf("/") + 1);
+    const name = visible(hit.path.slice(hit.path.lastIndexOf("/") + 1));
     const score = hit.score === undefined ? "" : `, score ${hit.score.toFixed(3)}`;
     const image = element("img", { src: `/image/${hit.id}?index=${this.index}`, alt: "", loading: "lazy", decoding: "async" });
     image.addEventListener("error", () => { image.alt = "no thumbnail"; });
@@ -54,7 +54,7 @@ export class Column {
       if (event.shiftKey) this.selection.extend(this, position);
       else if (event.ctrlKey || event.metaKey) this.selection.toggle(this, position);
       else this.actions.open(this, position);
-    }, { class: "open", tabIndex: position === this.current ? 0 : -1, title: hit.path, "aria-label": `Show ${name}${score}` });
+    }, { class: "open", tabIndex: position === this.current ? 0 : -1, title: visible(hit.path), "aria-label": `Show ${name}${score}` });
     open.append(image);
     open.addEventListener("focus", () => this.setCurrent(position));
     // Pointers have these on the card; the keyboard has them as keys of the card, and all have them in the viewer.

@@ -1,5 +1,5 @@
 // One image large: what is known of it, its neighbours in the result, and why the model takes it for a match.
-import { ask, breakable, button, by, copyText, element, shortTime } from "./dom.js";
+import { ask, breakable, button, by, copyText, element, shortTime, visible } from "./dom.js";
 import { drawMap, drawScale } from "./heatmap.js";
 import { wholePath } from "./selection.js";
 
@@ -57,7 +57,7 @@ export class Viewer {
     by("viewer-title").replaceChildren(breakable(name));
     by("map").hidden = by("why-result").hidden = by("captions").hidden = true;
     by("large").hidden = false;
-    by("large").alt = hit.path;
+    by("large").alt = visible(hit.path);
     by("large").src = `/image/${hit.id}?large=true&index=${column.index}`;
     this.note("Loading …");
     by("previous").disabled = this.position === 0;
