@@ -38,13 +38,14 @@ from clipvisionalign.search.calibration import (
 from clipvisionalign.search.calibration_files import (
     NULL_FILE,
     read_null_cosines,
+    read_short_null_cosines,
     write_calibration,
     write_null_cosines,
 )
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.judgements import Judgement, calibrate_index, parse_judgement, read_judgements
-from clipvisionalign.search.null_queries import NULL_SHARE, chance_level, null_texts
-from clipvisionalign.search.promise import SearchResult
+from clipvisionalign.search.null_queries import NULL_SHARE, SHORT_LENGTHS, chance_level, null_texts, short_null_texts
+from clipvisionalign.search.promise import ResultAssessor, SearchResult
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import Storage
@@ -378,7 +379,8 @@ def test_what_is_no_better_than_words_that_mean_nothing_is_called_so(calibrated)
     assessor, captions = calibrated.assessor, calibrated.assessor.calibration
     null = calibrated.search_batch([SearchQuery([Term(text)], 1) for text in null_texts()])
     assert sorted(result[0].score for result in null) == pytest.approx(assessor.null_cosines, abs=2e-6)
-    assert np.mean([result.nothing for result in null]) >= NULL_SHARE, "most of these texts themselves are"
+    longer = [result.nothing for text, result in zip(null_texts(), null, strict=True) if len(text.split()) > 2]
+    assert np.mean(longer) >= NULL_SHARE - 0.05, "most of these texts themselves are"
     level = max(chance_level(assessor.null_cosines), captions.chance_level(calibrated.table.count_rows()))
     for score, nothing in ((level - 1e-3, True), (level + 1e-3, False)):
         hits = [SimpleNamespace(score=score)]
@@ -386,6 +388,27 @@ def test_what_is_no_better_than_words_that_mean_nothing_is_called_so(calibrated)
         # Of what a filter leaves, and of several terms, the best is not comparable.
         for query in (SearchQuery(QUERY, where="width > 1"), SearchQuery([*QUERY, Term("a star")])):
             assert not assessor.assess(query, hits, lambda depth, hits=hits: hits).nothing
+
+
+@pytest.mark.parametrize("words", SHORT_LENGTHS)
+def test_short_queries_are_compared_with_texts_as_short_as_they_are(calibrated, words):
+    assessor = calibrated.assessor
+    texts = short_null_texts(words)
+    results = calibrated.search_batch([SearchQuery([Term(text)], 1) for text in texts])
+    assert {len(text.split()) for text in texts} == {words}
+    cosines = assessor.short_null_cosines[words]
+    assert sorted(result[0].score for result in results) == pytest.approx(cosines, abs=2e-6)
+    assert np.mean([result.nothing for result in results]) >= NULL_SHARE
+    alone = ResultAssessor("index", None, assessor.tokenizer, [0.9], assessor.count, {words: [0.2]})
+    query = SearchQuery([Term(" ".join(["ring"] * words))])
+    for score, nothing in ((0.19, True), (0.21, False)):
+        hits = [SimpleNamespace(score=score)]
+        assert alone.assess(query, hits, lambda depth, hits=hits: hits).nothing is nothing
+        # Of other lengths, and in indexes of before, all texts count.
+        other = SearchQuery([Term(" ".join(["ring"] * 5))])
+        assert alone.assess(other, hits, lambda depth, hits=hits: hits).nothing
+        before = ResultAssessor("index", None, assessor.tokenizer, [0.9], assessor.count)
+        assert before.assess(query, hits, lambda depth, hits=hits: hits).nothing
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -493,7 +516,8 @@ def test_what_chance_gives_is_the_best_of_all_rows_of_all_shards(tmp_path):
         vectors = rng.normal(size=(count, 16)).astype(np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    rows, texts = unit(5000), unit(len(null_texts()))
+    count = len(null_texts())
+    rows, texts = unit(5000), unit(count * (1 + len(SHORT_LENGTHS)))
     parts, storage = np.split(rows, [1, 4000]), Storage(tmp_path)
     tables = []
     for number, part in enumerate([*parts, rows[:0]]):
@@ -502,9 +526,13 @@ def test_what_chance_gives_is_the_best_of_all_rows_of_all_shards(tmp_path):
         # Rows of two fragments come in more than one batch.
         tables[-1].add(arrow.table(columns))
     write_null_cosines(storage, tables, lambda _: texts)
-    assert read_null_cosines(storage) == pytest.approx(sorted((texts @ rows.T).max(axis=1)), abs=2e-6)
+    best = np.sort((texts @ rows.T).max(axis=1).reshape(-1, count), axis=1)
+    assert read_null_cosines(storage) == pytest.approx(best[0], abs=2e-6)
+    short = read_short_null_cosines(storage)
+    assert [short[words] for words in SHORT_LENGTHS] == [pytest.approx(each, abs=2e-6) for each in best[1:]]
     write_null_cosines(storage, tables[-1:], lambda _: texts)
     assert read_null_cosines(storage) == [], "where there is no row"
+    assert read_short_null_cosines(storage) == {}
 
 
 def test_what_chance_gives_is_computed_again_only_for_another_table(tmp_path, scenes_folder, tiny_runs, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 from clipvisionalign.files import atomic_write
 from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration, UncalibratedError
 from clipvisionalign.search.manifest import IndexManifest
-from clipvisionalign.search.null_queries import null_texts
+from clipvisionalign.search.null_queries import SHORT_LENGTHS, null_texts, short_null_texts
 from clipvisionalign.search.storage import Storage, as_storage
 from clipvisionalign.search.table_reader import LanceDBReader
 from clipvisionalign.search.tables import vector_column
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 #: The file of an index that has what chance gives in it.
 NULL_FILE = "chance.json"
-_BEST_COSINES = "best_cosines_of_meaningless_texts"
+_BEST_COSINES, _BEST_BY_WORDS = "best_cosines_of_meaningless_texts", "best_cosines_by_number_of_words"
 
 
 def read_calibration(index: str | Path | Storage, aligner: str) -> Calibration | UncalibratedError | None:
@@ -139,17 +139,22 @@ def write_null_cosines(index: Storage, tables: Sequence[Any], encode: Callable[[
     versions = [int(table.version) for table in tables]
     # That of one table is a number in files of before.
     version = versions[0] if len(versions) == 1 else versions
-    if _read_nulls(index).get("table_version") == version:
+    existing = _read_nulls(index)
+    if existing.get("table_version") == version and _BEST_BY_WORDS in existing:
         return
-    texts = np.asarray(encode(null_texts()), dtype=np.float32)
+    groups = [null_texts(), *(short_null_texts(words) for words in SHORT_LENGTHS)]
+    texts = np.asarray(encode([text for group in groups for text in group]), dtype=np.float32)
     best = np.full(len(texts), -np.inf, dtype=np.float32)
     # All texts in one pass over the vectors.
     for table in tables:
         for rows in LanceDBReader(table).batches(["vector"]):
             if rows.num_rows:
                 best = np.maximum(best, (texts @ vector_column(rows).T).max(axis=1))
-    cosines = sorted(round(float(cosine), 6) for cosine in best if np.isfinite(cosine))
-    index.write(NULL_FILE, json.dumps({_BEST_COSINES: cosines, "table_version": version}) + "\n")
+    parts = np.split(best, np.cumsum([len(group) for group in groups])[:-1])
+    mixed, *short = [sorted(round(float(cosine), 6) for cosine in part if np.isfinite(cosine)) for part in parts]
+    by_words = {str(words): cosines for words, cosines in zip(SHORT_LENGTHS, short, strict=True)}
+    content = {_BEST_COSINES: mixed, _BEST_BY_WORDS: by_words, "table_version": version}
+    index.write(NULL_FILE, json.dumps(content) + "\n")
 
 
 def forget_null_cosines(index: Storage) -> None:
@@ -175,6 +180,22 @@ def read_null_cosines(index: str | Path | Storage) -> list[float]:
         return [float(each) for each in _read_nulls(as_storage(index))[_BEST_COSINES]]
     except (KeyError, TypeError, ValueError):
         return []
+
+
+def read_short_null_cosines(index: str | Path | Storage) -> dict[int, list[float]]:
+    """Read what `write_null_cosines` wrote of short texts.
+
+    Args:
+        index: Path, URL or storage of the index.
+
+    Returns:
+        By number of words the cosines, ascending; empty where there are none that can be read, as in indexes of before.
+    """
+    try:
+        by_words = _read_nulls(as_storage(index))[_BEST_BY_WORDS]
+        return {int(words): [float(each) for each in cosines] for words, cosines in by_words.items() if cosines}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _read_nulls(index: Storage) -> dict[str, Any]:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,14 +141,16 @@ class ResultAssessor:
         tokenizer: Gives the model's tokenizer.
         null_cosines: The best cosines of texts that mean nothing; none if unknown.
         count: Gives the number of images of the index.
+        short_null_cosines: Of such texts of one word, and of other numbers of words, by that number.
         token_limit: Gives the number of tokens that the model takes of a text that has more, 0 for any other.
     """
 
     def __init__(
         self, index: str, calibration: Calibration | UncalibratedError | None, tokenizer: Callable[[], Any],
-        null_cosines: Sequence[float], count: Callable[[], int], token_limit: Callable[[str], int] = lambda text: 0,
+        null_cosines: Sequence[float], count: Callable[[], int],
+        short_null_cosines: Mapping[int, Sequence[float]] = {}, token_limit: Callable[[str], int] = lambda text: 0,
     ) -> None:  # fmt: skip
-        self.token_limit = token_limit
+        self.short_null_cosines, self.token_limit = short_null_cosines, token_limit
         self.index, self.calibration = index, calibration
         self.tokenizer, self.null_cosines, self.count = tokenizer, null_cosines, count
 
@@ -219,7 +221,9 @@ class ResultAssessor:
         if not hits or query.where.strip() or len(query.terms) > 1:
             return ""
         best, count = max(hit.score for hit in hits), self.count()
-        if self.null_cosines and best <= chance_level(self.null_cosines):
+        words = len(str(query.terms[0].content).split())
+        null_cosines = self.short_null_cosines.get(words) or self.null_cosines
+        if null_cosines and best <= chance_level(null_cosines):
             return f"it fits none of the {count:,} images better than words that mean nothing do"
         if isinstance(self.calibration, Calibration) and best < self.calibration.chance_level(count):
             return f"99 % of the captions that the index is calibrated on fit one of {count:,} images better"

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipvisionalign.search.calibration_files import calibration_time, read_calibration, read_null_cosines
+from clipvisionalign.search.calibration_files import (
+    calibration_time,
+    read_calibration,
+    read_null_cosines,
+    read_short_null_cosines,
+)
 from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hit_reranker import UNCALIBRATED_NOTE, HitReranker
@@ -100,9 +105,11 @@ class Searcher:
         written = calibration_time(self.index)
         if self._assessor is not None and self._assessor[0] == written:
             return self._assessor[1]
-        calibration, nulls = read_calibration(self.index, self.manifest.aligner), read_null_cosines(self.index)
-        count, limit = self.table.count_rows, self.encoder.token_limit
-        assessor = ResultAssessor(str(self.index), calibration, self.tokenizer, nulls, count, limit)
+        assessor = ResultAssessor(
+            str(self.index), read_calibration(self.index, self.manifest.aligner), self.tokenizer,
+            read_null_cosines(self.index), self.table.count_rows, read_short_null_cosines(self.index),
+            self.encoder.token_limit,
+        )  # fmt: skip
         self._assessor = written, assessor
         return assessor
 
