@@ -44,7 +44,14 @@ from clipvisionalign.search.calibration_files import (
 )
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.judgements import Judgement, calibrate_index, parse_judgement, read_judgements
-from clipvisionalign.search.null_queries import NULL_SHARE, SHORT_LENGTHS, chance_level, null_texts, short_null_texts
+from clipvisionalign.search.null_queries import (
+    NULL_SHARE,
+    SHORT_LENGTHS,
+    WORD_SHARE,
+    chance_level,
+    null_texts,
+    short_null_texts,
+)
 from clipvisionalign.search.promise import ResultAssessor, SearchResult
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
@@ -398,7 +405,7 @@ def test_short_queries_are_compared_with_texts_as_short_as_they_are(calibrated, 
     assert {len(text.split()) for text in texts} == {words}
     cosines = assessor.short_null_cosines[words]
     assert sorted(result[0].score for result in results) == pytest.approx(cosines, abs=2e-6)
-    assert np.mean([result.nothing for result in results]) >= NULL_SHARE
+    assert np.mean([result.nothing for result in results]) >= (WORD_SHARE if words == 1 else NULL_SHARE)
     alone = ResultAssessor("index", None, assessor.tokenizer, [0.9], assessor.count, {words: [0.2]})
     query = SearchQuery([Term(" ".join(["ring"] * words))])
     for score, nothing in ((0.19, True), (0.21, False)):

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipvisionalign.search.calibration import DEFAULT_LEVEL, Calibration, UncalibratedError
 from clipvisionalign.search.hits import Hit, MissingShard
-from clipvisionalign.search.null_queries import chance_level
+from clipvisionalign.search.null_queries import NULL_SHARE, WORD_SHARE, chance_level
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.rerank_margin import RerankMargin
 from clipvisionalign.search.time_limit import TimeSpent
@@ -223,7 +223,7 @@ class ResultAssessor:
         best, count = max(hit.score for hit in hits), self.count()
         words = len(str(query.terms[0].content).split())
         null_cosines = self.short_null_cosines.get(words) or self.null_cosines
-        if null_cosines and best <= chance_level(null_cosines):
+        if null_cosines and best <= chance_level(null_cosines, WORD_SHARE if words == 1 else NULL_SHARE):
             return f"it fits none of the {count:,} images better than words that mean nothing do"
         if isinstance(self.calibration, Calibration) and best < self.calibration.chance_level(count):
             return f"99 % of the captions that the index is calibrated on fit one of {count:,} images better"
