@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from clipvisionalign.data.scene_dataset import write_scenes
 from clipvisionalign.models.io import load_aligner
 from clipvisionalign.search.calibrate import calibrate_captions
 from clipvisionalign.search.calibration import LEVELS, conformal_threshold
-from clipvisionalign.search.null_queries import chance_level, null_texts
+from clipvisionalign.search.null_queries import WORD_SHARE, chance_level, null_texts, short_null_texts
 
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI, REMOVED = 600, 200
@@ -48,6 +50,16 @@ FOREIGN = (
     "a map of germany", "medieval manuscript page", "a chart of share prices", "a penguin colony in antarctica",
     "an astronaut in space", "sheet music for violin", "a barcode", "the coastline of norway from orbit",
 )  # fmt: skip
+#: Words for what no photograph of Flickr8k's kind shows, and words that name nothing.
+FOREIGN_WORDS = (
+    "spreadsheet", "barcode", "invoice", "telescope", "microscope", "volcano", "penguin", "submarine", "piano",
+    "calendar", "violin", "microwave", "satellite", "hologram", "bacteria", "manuscript", "transistor", "astronaut",
+    "caffeine", "hurricane",
+)  # fmt: skip
+STOP_WORDS = frozenset((  # noqa: SIM905
+    "and are another around for from front his her its into near next off one other out over that the their there they "
+    "this three through two while who with"
+).split())  # fmt: skip
 
 
 class Collection:
@@ -179,6 +191,35 @@ def measure_nothing(
     }
 
 
+def measure_words(
+    collection: Collection, captions: Sequence[str], encode_texts: Callable[[Sequence[str]], np.ndarray]
+) -> dict[str, Any]:
+    """How many single words are said to fit nothing: of captions of the collection, and foreign ones.
+
+    Of the collection is a word that most captions of at least two images have.
+    """
+    uses: Counter[tuple[str, int]] = Counter()
+    for caption, owner in zip(captions, collection.owners.tolist(), strict=True):
+        uses.update({(word, owner) for word in re.findall(r"[a-z]{3,}", caption.lower())})
+    sizes = np.bincount(collection.owners)
+    images = Counter(word for (word, owner), count in uses.items() if 2 * count > sizes[owner])
+    words = [word for word, count in sorted(images.items()) if count > 1 and word not in STOP_WORDS]
+    groups = {
+        "present": words, "foreign": FOREIGN_WORDS, "mixed": null_texts(), "word": short_null_texts(1),
+    }  # fmt: skip
+    best = {name: (encode_texts(texts) @ collection.images.T).max(axis=1) for name, texts in groups.items()}
+    levels = {
+        "texts of one to six": chance_level(best["mixed"].tolist()),
+        "single ones, nine of ten": chance_level(best["word"].tolist()),
+        "single ones, three of four": chance_level(best["word"].tolist(), WORD_SHARE),
+    }
+    rows = {
+        name: {group: float((best[group] <= level).mean()) for group in ("present", "foreign")}
+        for name, level in levels.items()
+    }
+    return {"present": len(words), "foreign": len(FOREIGN_WORDS), "images": len(collection.images), "rows": rows}
+
+
 def print_results(results: dict[str, Any]) -> None:
     """The tables, as docs/results.md has them."""
     for name, rows in results["kept"].items():
@@ -193,6 +234,16 @@ def print_results(results: dict[str, Any]) -> None:
     for name, row in results["nothing"].items():
         cells = " ".join(f"{100 * row[key]:11.1f}" for key in ("image_gone", "foreign", "image_there"))
         print(f"{name:36s} {cells}")
+    print_words(results["words"])
+
+
+def print_words(result: dict[str, Any]) -> None:
+    """How many single words are said to fit nothing."""
+    present, foreign, images = (result[name] for name in ("present", "foreign", "images"))
+    print(f"\nof {present} words of captions and {foreign} foreign ones, {images:,} images")
+    print("said to fit nothing, no better than      present   foreign")
+    for name, row in result["rows"].items():
+        print(f"{name:36s} {100 * row['present']:10.1f} % {100 * row['foreign']:8.1f} %")
 
 
 def main() -> None:
@@ -207,7 +258,8 @@ def main() -> None:
     args = parser.parse_args()
     aligner = load_aligner(args.run)
     aligner.show_progress = True
-    photographs = encode(aligner, read_captioned_images(args.flickr8k).split(args.split))
+    data = read_captioned_images(args.flickr8k).split(args.split)
+    photographs = encode(aligner, data)
     collections = {"Flickr8k": photographs}
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"train": 2, "dev": 2, "test": args.scenes}
@@ -220,9 +272,12 @@ def main() -> None:
         results["kept"][f"{name}, calibrated on its other half"] = measure(collection, args.splits)
         if name != "Flickr8k":
             results["kept"][f"{name}, by the calibration of Flickr8k"] = measure(collection, args.splits, photographs)
-    results["nothing"] = measure_nothing(
-        photographs, args.splits, lambda texts: aligner.encode_captions(list(texts)).numpy()
-    )
+
+    def encode_texts(texts: Sequence[str]) -> np.ndarray:
+        return aligner.encode_captions(list(texts)).numpy()
+
+    results["nothing"] = measure_nothing(photographs, args.splits, encode_texts)
+    results["words"] = measure_words(photographs, data.captions, encode_texts)
     print(json.dumps(results, indent=2)) if args.json else print_results(results)
 
 

@@ -20,7 +20,7 @@ from clipvisionalign.data.hashes import hash_file
 from clipvisionalign.images import NOT_REGULAR, ExcludedFiles, camera_metadata, image_files
 from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.indexer import build_index
-from clipvisionalign.search.manifest import read_whole_manifest
+from clipvisionalign.search.manifest import is_gone, read_whole_manifest
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import InvalidIndexError, content_hash
@@ -102,6 +102,53 @@ def test_images_that_were_moved_are_searched_where_they_are_and_not_encoded_agai
     assert build_index(tiny_runs["self"], moved, index).unchanged == 12
 
 
+def test_another_folder_with_the_same_names_is_no_new_place_of_the_images(images, tiny_runs, tmp_path):
+    """Another card of the same camera has the same names."""
+    index, other = tmp_path / "index", tmp_path / "other"
+    build_index(tiny_runs["self"], images, index)
+    other.mkdir()
+    for number, path in enumerate(sorted(images.iterdir())):
+        Image.new("RGB", (64, 64), (20 * number, 0, 99)).save(other / path.name)
+    images.rename(tmp_path / "unplugged")
+    before = (index / "index.json").read_bytes()
+    with pytest.raises(InvalidIndexError, match=r"of its 12 images 0 are in .*--allow-drop to replace them"):
+        build_index(tiny_runs["self"], other, index)
+    assert (index / "index.json").read_bytes() == before
+    # Copies with other times are the same images; one that was changed meanwhile is no obstacle.
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for path in sorted((tmp_path / "unplugged").iterdir()):
+        (copied / path.name).write_bytes(path.read_bytes())
+    Image.new("RGB", (64, 64), "red").save(copied / "05.png")
+    report = build_index(tiny_runs["self"], copied, index)
+    assert report.encoded == 1
+    assert read_whole_manifest(index).folder == str(copied)
+    shutil.rmtree(copied)
+    assert build_index(tiny_runs["self"], other, index, allow_drop=True).encoded == 12
+
+
+def test_a_folder_that_a_link_leads_to_may_be_given_by_either_name(images, tiny_runs, tmp_path):
+    index, far = tmp_path / "index", tmp_path / "far"
+    build_index(tiny_runs["self"], images, index)
+    images.rename(far)
+    images.symlink_to(far)
+    for given in (images, far, images):
+        assert build_index(tiny_runs["self"], given, index).unchanged == 12
+
+
+def test_a_folder_that_may_not_be_examined_is_not_gone(images, monkeypatch):
+    assert is_gone(str(images / "nowhere"))
+    assert is_gone(str(images / "00.png" / "x"))
+    assert not is_gone(str(images))
+    assert not is_gone("s3://bucket/images")
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "stat", refused)
+    assert not is_gone(str(images / "nowhere"))
+
+
 def test_a_query_that_is_longer_than_the_model_reads_is_told_so(images, tiny_runs, tmp_path):
     index = tmp_path / "index"
     build_index(tiny_runs["self"], images, index)
@@ -114,7 +161,7 @@ def test_a_query_that_is_longer_than_the_model_reads_is_told_so(images, tiny_run
         notes = {text: each.search_one(SearchQuery([parse_term(text)])).notes for text in (short, long)}
         assert notes[short] == ()
         (note,) = notes[long]
-        assert f"what follows its first {limit} tokens is ignored" in note
+        assert f"longer than the {limit} tokens that the model reads" in note
     (note,) = searcher.search_one(SearchQuery([parse_term("a ring"), parse_term(long, -1.0)])).notes
     assert "is ignored" in note
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.cli import main
 from clipvisionalign.cli.calibrate import margin_line
+from clipvisionalign.cli.search import _print_verdict
+from clipvisionalign.log import log_to
 from clipvisionalign.model_calibration import rerank_margin
 from clipvisionalign.search import hit_reranker
 from clipvisionalign.search.calibrate import calibrate_captions
@@ -28,6 +31,7 @@ from clipvisionalign.search.calibration_files import write_calibration
 from clipvisionalign.search.hit_reranker import UNCALIBRATED_NOTE
 from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.indexer import build_index
+from clipvisionalign.search.promise import Promise, SearchResult
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.rerank_margin import MARGIN_LOSS, RerankMargin, first_images, measure_margins, unsure_hits
 from clipvisionalign.search.searcher import Searcher
@@ -171,6 +175,26 @@ def test_it_ends_with_the_time_and_does_not_begin_where_there_is_none_left():
     assert (ordered, count, begun) == (hits(40), 0, [])
 
 
+def test_what_was_slow_once_is_tried_again():
+    timed, counts = TimedReranker(), []
+
+    def slow():
+        time.sleep(0.3)
+        return scored
+
+    # The first time of a process counts for nothing, the second one is slow.
+    for begin in (slow, slow, *[lambda: scored] * 40):
+        limit = AMPLE if begin is slow else 0.1
+        counts.append(timed.rerank(hits(9), 9, time.perf_counter() + limit, begin)[1])
+    assert counts[:3] == [9, 9, 0]
+    assert 9 in counts[3:]
+    assert counts[counts.index(9, 3) :].count(9) >= 10
+    # A query whose time is over is no reason to try sooner.
+    before = timed.expected_seconds()
+    timed.rerank(hits(9), 9, time.perf_counter() - 1, lambda: scored)
+    assert timed.expected_seconds() == before
+
+
 def test_images_that_are_gone_come_behind_those_that_were_scored():
     def some_gone(some):
         there = scored([hit for hit in some if hit.id % 3])
@@ -270,6 +294,34 @@ def test_hits_beyond_the_margin_are_not_re_ranked_and_a_sure_query_loads_no_mode
     (timed_indexes["late"] / "calibration.json").unlink()
 
 
+def test_more_than_was_calibrated_are_re_ranked_where_that_is_asked_for(timed_indexes):
+    searcher = Searcher(timed_indexes["late"])
+    calibrated(timed_indexes["late"], searcher, RerankMargin(2.0, 8))
+    for rerank, expected in ((0, 8), (20, 20), (5, 5)):
+        result = searcher.search_one(SearchQuery([parse_term(QUERIES[0])], 40, rerank=rerank, within=AMPLE))
+        assert (result.spent.unsure, result.spent.reranked) == (expected, expected)
+    (timed_indexes["late"] / "calibration.json").unlink()
+
+
+def test_loading_is_not_counted_and_waiting_is(timed_indexes):
+    first = Searcher(timed_indexes["late"])
+    start = time.perf_counter()
+    query = SearchQuery([parse_term(QUERIES[0])], 40, within=AMPLE)
+    spent = first.search_one(query).spent
+    assert spent.seconds < time.perf_counter() - start
+    with_load = time.perf_counter() - start
+    again = first.search_one(query).spent
+    assert spent.seconds - again.seconds < with_load - again.seconds
+    late = first.search_one(query, waited=3.0).spent
+    assert 3.0 < late.seconds < 3.0 + AMPLE
+    assert first.search_one(query, waited=AMPLE).spent.reranked == 0
+    # Of a batch each has its share of what is done for all.
+    queries = [replace(query, terms=[parse_term(f"a ring and {number} stars")]) for number in range(40)]
+    whole = time.perf_counter()
+    batch = [result.spent.seconds for result in first.search_batch(queries)]
+    assert sum(batch) < 1.5 * (time.perf_counter() - whole)
+
+
 def test_queries_of_a_batch_each_have_their_own_time(timed_indexes, monkeypatch):
     searcher = Searcher(timed_indexes["late"])
     queries = [
@@ -332,6 +384,38 @@ def test_commands_and_service_say_what_was_done_in_the_time(timed_indexes, capsy
         json.loads(ask(app, "/search", f"{words}&offset=32&count=5{more}").body) for more in ("&within=1s", "")
     )
     assert later["found"] == plain["found"]
+
+
+@pytest.mark.parametrize(
+    ("scored", "reason", "promised", "line"),
+    [
+        (False, "", 2, "is among the first 2 of these"), (False, "", 9, "more than these may fit"),
+        (False, "", 0, "none of these fits"), (True, "", 2, ""), (False, "no such thing", 2, ""),
+    ],
+)  # fmt: skip
+def test_the_line_of_a_promise_is_drawn_through_hits_in_the_order_of_cosines_alone(scored, reason, promised, line):
+    images = [replace(hit, pair_score=1.0 if scored else None) for hit in hits(4)]
+    result = SearchResult(images, Promise(0.9, 0.5, promised, False, "a data set"), reason)
+    lines: list[str] = []
+    with log_to(lines.append):
+        _print_verdict(Namespace(promise=0.0, queries="", json=False), "a ring", result)
+    printed = "\n".join(lines)
+    assert ("in collections like a data set" in printed) == bool(line)
+    assert line in printed
+
+
+def test_judged_queries_keep_the_margin_which_they_do_not_measure(timed_indexes, capsys):
+    index = timed_indexes["late"]
+    calibrated(index, Searcher(index), RerankMargin(2.0, 8))
+    judged = index.parent / "judged.jsonl"
+    ids = [hit.id for hit in Searcher(index).search([parse_term("a ring")], 50)]
+    lines = [
+        json.dumps({"query": f"{text} {n}", "relevant": [ids[n]]}) for n in range(30) for text in ("a ring", "a star")
+    ]
+    judged.write_text("\n".join(lines))
+    assert main(["calibrate", str(index), "--judged", str(judged), "--overwrite"]) == 0, capsys.readouterr().err
+    assert Searcher(index).assessor.rerank_margin == RerankMargin(2.0, 8, [])
+    (index / "calibration.json").unlink()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +113,10 @@ def _calibrate_judged(args: argparse.Namespace) -> Calibration:
     from clipvisionalign.search.judgements import calibrate_index, read_judgements
     from clipvisionalign.search.searcher import Searcher
 
-    judgements = read_judgements(args.judged)
-    return calibrate_index(Searcher(args.model, args.run, args.device), judgements, Path(args.judged).name)
+    searcher = Searcher(args.model, args.run, args.device)
+    calibration = calibrate_index(searcher, read_judgements(args.judged), Path(args.judged).name)
+    # Judged queries do not measure it.
+    return replace(calibration, rerank=searcher.assessor.rerank_margin)
 
 
 def _summary(model: str, location: str, calibration: Calibration) -> dict[str, Any]:
@@ -138,7 +141,9 @@ def margin_line(margin: dict[str, Any]) -> str:
     Returns:
         A line.
     """
-    (chosen,) = (row for row in margin["curve"] if row["margin"] == margin["margin"])
+    chosen = next((row for row in margin["curve"] if row["margin"] == margin["margin"]), None)
+    if chosen is None:
+        return f"search --within: hits within {margin['margin']:.3f} of the first one are worth re-ranking"
     none, whole = margin["curve"][0], margin["curve"][-1]
     if not chosen["images"]:
         return f"search --within: re-ranking the first {margin['depth']} brings next to nothing; none are"

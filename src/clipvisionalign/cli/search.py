@@ -303,13 +303,16 @@ def _print_verdict(args: argparse.Namespace, query: str, result: SearchResult) -
     promise = result.promise
     if promise is None or not result or args.json:
         return
+    if not args.promise and (result.reason or any(getattr(hit, "pair_score", None) is not None for hit in result)):
+        # The line of a promise is one of cosines: it does not hold for hits in another order.
+        return
     percent = f"{100 * promise.level:g} %"
     shown = f"; showing the first {len(result):,}" if len(result) < promise.promised else ""
     if args.promise:
         images = count_noun(promise.promised, "image")
         verb = "is" if promise.promised == 1 else "are"
         line = f"{images} {verb} needed to hold what is meant in {percent} of all cases{shown}"
-    elif promise.more:
+    elif promise.more or promise.promised > len(result):
         line = (
             f"more than these may fit: --promise {promise.level:g} shows all that are needed for {percent} of all cases"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.queries import SearchQuery
-from clipvisionalign.search.rerank_margin import RerankMargin, unsure_hits
+from clipvisionalign.search.rerank_margin import MARGIN_DEPTH, RerankMargin, unsure_hits
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.time_limit import ScoreHits, TimedReranker, TimeSpent
 
@@ -104,7 +104,7 @@ class HitReranker:
         Raises:
             ValueError: An image cannot be opened.
         """
-        depth = query.rerank_depth if margin is None else min(query.rerank_depth, margin.depth)
+        depth = query.rerank or (MARGIN_DEPTH if margin is None else margin.depth)
         cosines = [hit.score for hit in hits[:depth]]
         unsure = unsure_hits(cosines, math.inf if margin is None else margin.margin, depth)
         if unsure:

@@ -39,7 +39,7 @@ from clipvisionalign.search.calibration_files import copy_calibration, forget_nu
 from clipvisionalign.search.camera_columns import fill_old_rows, fill_places, open_camera_columns
 from clipvisionalign.search.caption_rows import count_captions, drop_captions, index_captions, move_captions
 from clipvisionalign.search.collection import Collection, is_data_set, read_collection
-from clipvisionalign.search.diff import check_drop, diff_files
+from clipvisionalign.search.diff import MAX_DROP_SHARE, Changes, check_drop, diff_files
 from clipvisionalign.search.duplicate_decisions import move_decisions
 from clipvisionalign.search.embed import embed_files, embed_files_with_ray
 from clipvisionalign.search.image_rows import (
@@ -66,6 +66,7 @@ from clipvisionalign.search.manifest import (
     open_manifests,
     read_shards,
     record_folder,
+    recorded_folders,
     shard_storage,
 )
 from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record, remove_mapped
@@ -258,8 +259,7 @@ def _update_index(
     _begin(collection, len(rows))
     changes = diff_files(storage, listing, rows, broken, verify)
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
-    if before := record_folder(index, [part.name for part in parts], storage.location):
-        logger.info(f"note: the images were in {printable(before)}, which is gone; they are in {storage} now")
+    _record_folder(index, [part.name for part in parts], storage, changes, len(rows), allow_drop)
     if changes.surplus:
         logger.info(f"{len(changes.surplus):,} rows are of files that have another row: they are taken out")
     part_of = deal_changes(parts, changes)
@@ -293,6 +293,23 @@ def _update_index(
     _complete(run, aligner, index, parts, report, build_ann)
     forget_numbers(index)
     return report
+
+
+def _record_folder(
+    index: Storage, names: Sequence[str], images: Storage, changes: Changes, count: int, allow_drop: bool
+) -> None:
+    """Record that the images were moved, if they were: most of those of the index have to be there."""
+    before = recorded_folders(index, names) - {images.location}
+    if not before:
+        return
+    where, missing = printable(min(before)), count - changes.unchanged - changes.moved
+    if missing > max(1, MAX_DROP_SHARE * count) and not allow_drop:
+        raise InvalidIndexError(
+            f"{index}: an index of {where}, which is not there; of its {count:,} images {count - missing:,} are in "
+            f"{images}, so that it is none of their places: give another --out, or --allow-drop to replace them"
+        )
+    record_folder(index, names, images.location)
+    logger.info(f"note: the images were in {where}; they are in {images} now")
 
 
 def _begin_part(aligner: Aligner, collection: Collection, part: IndexPart, patches: int | None) -> None:

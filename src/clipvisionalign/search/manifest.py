@@ -6,6 +6,7 @@ An index in shards is a folder of complete indexes. It has no index.json: whatev
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -282,7 +283,7 @@ def _checked(index: Storage, existing: AnyManifest, manifest: IndexManifest) -> 
         raise InvalidIndexError(f"{index}: an index of another aligner: {hint}")
     if existing.folder == manifest.folder:
         return existing
-    if not is_gone(existing.folder):
+    if not (is_gone(existing.folder) or _is_same_folder(existing.folder, manifest.folder)):
         raise InvalidIndexError(f"{index}: an index of {existing.folder}; give another --out")
     return replace(existing, folder=manifest.folder)
 
@@ -294,31 +295,56 @@ def is_gone(folder: str) -> bool:
         folder: Its path or URL.
 
     Returns:
-        Whether it is a path of this machine where nothing is; of a URL it is not known.
+        Whether it is a path of this machine where nothing is; of a URL, and of what may not be examined or does not
+        answer, it is not known.
     """
-    return "://" not in folder and not Path(folder).exists()
+    if "://" in folder:
+        return False
+    try:
+        os.stat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
-def record_folder(index: Storage, names: Sequence[str], folder: str) -> str:
-    """Record where the images of an index are, if they were moved.
+def _is_same_folder(one: str, other: str) -> bool:
+    """Whether two paths lead to one folder, such as a link that was left where it was."""
+    try:
+        return "://" not in one + other and os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def recorded_folders(index: Storage, names: Sequence[str]) -> set[str]:
+    """Where an index has its images.
+
+    Args:
+        index: The storage of the index.
+        names: The names of its shards; "" for an index that has none.
+
+    Returns:
+        Paths or URLs: one, or two after an interruption between shards.
+    """
+    storages = [shard_storage(index, name) if name else index for name in names]
+    shards = read_shards(index)
+    return {read_manifest(storage).folder for storage in storages} | ({shards.folder} if shards else set())
+
+
+def record_folder(index: Storage, names: Sequence[str], folder: str) -> None:
+    """Record where the images of an index are.
 
     Args:
         index: The storage of the index.
         names: The names of its shards; "" for an index that has none.
         folder: Path or URL of the images.
-
-    Returns:
-        Where they were; "" if they were not moved.
     """
-    before = ""
     for name in names:
         storage = shard_storage(index, name) if name else index
         stored = read_manifest(storage)
         if stored.folder != folder:
-            before = stored.folder
             write_manifest(storage, replace(stored, folder=folder))
     shards = read_shards(index)
     if shards is not None and shards.folder != folder:
-        before = shards.folder
         index.write(SHARDS_FILE, json.dumps(asdict(replace(shards, folder=folder)), indent=2) + "\n")
-    return before

@@ -189,7 +189,7 @@ class ResultAssessor:
         limits = [limit for term in query.terms if (limit := self.token_limit(str(term.content)))]
         if limits:
             notes.append(
-                f"the query is longer than what the model reads: what follows its first {limits[0]} tokens is ignored"
+                f"the query is longer than the {limits[0]} tokens that the model reads of it: the rest is ignored"
             )
         if not isinstance(calibration, Calibration):
             return SearchResult(hits, reason=self._chance(query, hits), notes=notes)
@@ -221,7 +221,9 @@ class ResultAssessor:
         if not hits or query.where.strip() or len(query.terms) > 1:
             return ""
         best, count = max(hit.score for hit in hits), self.count()
-        words = len(str(query.terms[0].content).split())
+        text = str(query.terms[0].content)
+        # Of scripts without spaces the number of words is not known.
+        words = len(text.split()) if text.isascii() else 0
         null_cosines = self.short_null_cosines.get(words) or self.null_cosines
         if null_cosines and best <= chance_level(null_cosines, WORD_SHARE if words == 1 else NULL_SHARE):
             return f"it fits none of the {count:,} images better than words that mean nothing do"

@@ -122,18 +122,23 @@ class Searcher:
         """The tokenizer of the model's captions."""
         return self.encoder.tokenizer
 
-    def search_batch(self, queries: Sequence[SearchQuery]) -> list[Hits | Exception]:
+    def search_batch(self, queries: Sequence[SearchQuery], waited: float = 0.0) -> list[Hits | Exception]:
         """Search for several queries, which are encoded together; each with its own count, filter and re-ranking.
 
         All searches take this way. A caption is tokenised and encoded once a call, re-ranking included.
 
         Args:
             queries: Any number.
+            waited: Seconds that they have waited, which count in the time of a query that has one.
 
         Returns:
             For each query its hits, best first, as a `SearchResult`; or the error that it alone has: a ValueError (such
             as FilterError or ImageError) for what the user can correct, any other for what the database cannot answer.
         """
+        if any(query.within for query in queries):
+            # Loaded once in a process, and not counted.
+            self.encoder.load()
+            _ = self.assessor
         start, metadata = time.perf_counter(), self.metadata
         encoded = encode_queries(self.encoder, queries)
         asked: dict[int, VectorQuery] = {}
@@ -148,13 +153,13 @@ class Searcher:
             except Exception as error:
                 results[position] = error
         nearest = self.reader.search(list(asked.values()), (*HIT_COLUMNS, *metadata))
+        # Of several queries with a time each has its own, with its share of what was done for all together.
+        share = waited + (time.perf_counter() - start) / max(1, len(queries))
         for position, answer in zip(asked, nearest, strict=True):
-            finished = time.perf_counter()
             each = encoded[position]
             assert isinstance(each, EncodedQuery)
-            results[position] = self._finish(queries[position], each, answer, metadata, start)
-            # Of several queries with a time each has its own, behind what was done for all together.
-            start += time.perf_counter() - finished
+            begun = time.perf_counter() - share
+            results[position] = self._finish(queries[position], each, answer, metadata, begun)
         return [results[position] for position in range(len(queries))]
 
     def _vector_query(
@@ -197,11 +202,12 @@ class Searcher:
             return error
         return result.with_hits(result[: query.count])
 
-    def search_one(self, query: SearchQuery) -> Hits:
+    def search_one(self, query: SearchQuery, waited: float = 0.0) -> Hits:
         """`search_batch` of one query.
 
         Args:
             query: The query.
+            waited: As in `search_batch`.
 
         Returns:
             Its hits, best first.
@@ -209,7 +215,7 @@ class Searcher:
         Raises:
             Exception: Its error.
         """
-        (result,) = self.search_batch([query])
+        (result,) = self.search_batch([query], waited)
         if isinstance(result, Exception):
             raise result
         return result

@@ -22,6 +22,8 @@ from clipvisionalign.search.hits import Hit
 _FIRST_HITS, _MOST_HITS = 2, 16
 #: Queries by whose median is judged whether there is time to begin.
 _REMEMBERED = 9
+#: Factor of what is expected for each query that was left as it is.
+_DECAY = 0.9
 _UNITS = {"ms": 0.001, "s": 1.0}
 _FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s)")
 #: The longest time that can be asked for, in seconds.
@@ -110,14 +112,20 @@ class TimedReranker:
     def __init__(self) -> None:
         self._beginnings: deque[float] = deque(maxlen=_REMEMBERED)
         self._rates: deque[float] = deque(maxlen=_REMEMBERED)
+        self._skipped, self._is_cold = 0, True
         self._lock = threading.Lock()
 
     def expected_seconds(self) -> float:
-        """How long it takes until the first hits are scored, by the median of the last queries; 0 if unknown."""
+        """How long it takes until the first hits are scored, by the median of the last queries; 0 if unknown.
+
+        It is taken for less with each query that had not so much, so that it is measured again: a machine that was busy
+        may not be so any more.
+        """
         with self._lock:
             if not self._beginnings:
                 return 0.0
-            return statistics.median(self._beginnings) + _FIRST_HITS * statistics.median(self._rates)
+            known = statistics.median(self._beginnings) + _FIRST_HITS * statistics.median(self._rates)
+            return known * _DECAY**self._skipped
 
     def rerank(
         self, hits: Sequence[Hit], unsure: int, deadline: float, begin: Callable[[], ScoreHits]
@@ -137,7 +145,12 @@ class TimedReranker:
             ValueError: An image cannot be opened.
         """
         start = time.perf_counter()
-        if unsure < _FIRST_HITS or start + self.expected_seconds() > deadline:
+        if unsure < _FIRST_HITS:
+            return list(hits), 0
+        if start + self.expected_seconds() > deadline:
+            with self._lock:
+                # Where no time is left at all, nothing is learnt by trying.
+                self._skipped += start < deadline
             return list(hits), 0
         score = begin()
         now = time.perf_counter()
@@ -154,8 +167,11 @@ class TimedReranker:
             left = (deadline - now) / rate if rate else math.inf
             size = int(min(unsure - len(scored), _MOST_HITS, max(0.0, left)))
         with self._lock:
-            self._beginnings.append(beginning)
-            self._rates.append(first_rate)
+            # The first time in a process, files are opened and kernels chosen.
+            if not self._is_cold:
+                self._beginnings.append(beginning)
+                self._rates.append(first_rate)
+            self._skipped, self._is_cold = 0, False
         # Images that are gone have no pair score, and come last.
         ordered = sorted(scored, key=lambda hit: -math.inf if hit.pair_score is None else hit.pair_score, reverse=True)
         return [*ordered, *hits[len(scored) :]], len(scored)

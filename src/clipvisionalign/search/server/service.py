@@ -1,6 +1,7 @@
 """What the routes of one service share: its indexes, and the batchers of their queries."""
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,8 +95,9 @@ class SearchService:
             Exception: What the searcher raises of the query.
         """
         if query.rerank_depth or any(term.is_image for term in query.terms):
+            start = time.perf_counter()
             with self.model_lock:
-                return self.searchers[index].search_one(query)
+                return self.searchers[index].search_one(query, time.perf_counter() - start)
         if query.vector is not None:
             return self.searchers[index].search_one(query)
         hits: Hits = self.batchers[index](query).result(self.limits.seconds)
