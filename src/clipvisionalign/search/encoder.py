@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from clipvisionalign.models.pair_scorer import EncodedCaption
 
 
+#: Tokens that a tokenizer adds to a text, at most.
+_SPECIAL_TOKENS = 3
+
+
 class QueryEncoder:
     """Encodes queries for one index.
 
@@ -127,6 +131,9 @@ class QueryEncoder:
         """
         tower = self.text_tower
         if tower is None:
+            if len(text) < self.aligner.text_tower.max_tokens - _SPECIAL_TOKENS:
+                # A token has one character at least.
+                return 0
             tokens = self.aligner.text_tower.tokenize([text])
             return len(tokens[0]) if tokens.num_truncated[0] else 0
         encoding = tower.tokenizer.encode(text)

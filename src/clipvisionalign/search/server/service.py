@@ -97,7 +97,8 @@ class SearchService:
         if query.rerank_depth or any(term.is_image for term in query.terms):
             start = time.perf_counter()
             with self.model_lock:
-                return self.searchers[index].search_one(query, time.perf_counter() - start)
+                waited = (time.perf_counter() - start,) if query.within else ()
+                return self.searchers[index].search_one(query, *waited)
         if query.vector is not None:
             return self.searchers[index].search_one(query)
         hits: Hits = self.batchers[index](query).result(self.limits.seconds)
