@@ -25,7 +25,7 @@ from clipvisionalign.cli.search import _print_verdict
 from clipvisionalign.log import log_to
 from clipvisionalign.model_calibration import rerank_margin
 from clipvisionalign.search import hit_reranker
-from clipvisionalign.search.calibrate import calibrate_captions
+from clipvisionalign.search.calibrate import calibrate_captions, first_images
 from clipvisionalign.search.calibration import Calibration, UncalibratedError
 from clipvisionalign.search.calibration_files import write_calibration
 from clipvisionalign.search.hit_reranker import UNCALIBRATED_NOTE
@@ -33,7 +33,7 @@ from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.promise import Promise, SearchResult
 from clipvisionalign.search.queries import SearchQuery
-from clipvisionalign.search.rerank_margin import MARGIN_LOSS, RerankMargin, first_images, measure_margins, unsure_hits
+from clipvisionalign.search.rerank_margin import MARGIN_LOSS, RerankMargin, measure_margins, unsure_hits
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.storage import Storage

@@ -20,10 +20,10 @@ from clipvisionalign.data.captioned import CaptionedImages, DataError
 from clipvisionalign.data.hashes import dataset_hashes, hash_parts
 from clipvisionalign.models.io import is_pretrained
 from clipvisionalign.models.run_names import display_name, resolve_run
-from clipvisionalign.search.calibrate import calibrate_captions
+from clipvisionalign.search.calibrate import calibrate_captions, first_images
 from clipvisionalign.search.calibration import CALIBRATION_FILE, Calibration
 from clipvisionalign.search.manifest import aligner_fingerprint
-from clipvisionalign.search.rerank_margin import RerankMargin, first_images, measure_margins
+from clipvisionalign.search.rerank_margin import RerankMargin, measure_margins
 from clipvisionalign.starter import STARTER
 from clipvisionalign.training.halves import split_halves
 from clipvisionalign.training.opened_run import open_run

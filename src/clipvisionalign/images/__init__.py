@@ -29,6 +29,7 @@ from clipvisionalign.images.listing import (
     ExcludedFiles,
     exclusion_reason,
     image_files,
+    is_special,
     name_exclusion_reason,
     walk_files,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "first_bytes",
     "image_files",
     "is_image_content",
+    "is_special",
     "name_exclusion_reason",
     "open_header",
     "open_image",

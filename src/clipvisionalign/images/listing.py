@@ -270,7 +270,8 @@ def is_special(entry: os.DirEntry[bytes]) -> bool:
         Whether it is a pipe, a socket or a device; what cannot be examined is a file, and reported when it is read.
     """
     try:
-        return not (entry.is_file() or entry.is_dir()) and stat.S_IFMT(entry.stat().st_mode) != 0
+        # Of a link that leads nowhere `stat` raises.
+        return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
     except OSError:
         return False
 

@@ -16,6 +16,7 @@ from clipvisionalign.search.calibration import (
     conformal_threshold,
     units_needed,
 )
+from clipvisionalign.search.rerank_margin import MARGIN_DEPTH
 
 #: Cosines in memory at a time.
 MAX_COSINES = 8_000_000
@@ -136,6 +137,31 @@ def best_of_galleries(
         for position, size in enumerate(sizes):
             best[position, rows] = np.maximum(own, cosines[:, order[:size]].max(axis=1))
     return [(size, float(np.quantile(each, WORST_SHARE))) for size, each in zip(sizes, best, strict=True)]
+
+
+def first_images(
+    images: np.ndarray, captions: np.ndarray, owners: np.ndarray, depth: int = MARGIN_DEPTH
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first images of each caption.
+
+    Args:
+        images: (N, D) unit length.
+        captions: (M, D) unit length.
+        owners: (M,) the number of each caption's image.
+        depth: Number of images, at most all.
+
+    Returns:
+        (M, K) their cosines, best first, (M, K) their numbers, and (M,) the position of the own image, K where it is
+        not among them.
+    """
+    depth = min(depth, len(images))
+    cosines = np.empty((len(captions), depth))
+    numbers = np.empty((len(captions), depth), dtype=np.int64)
+    for rows, table in _cosine_chunks(images, captions):
+        numbers[rows] = np.argsort(-table, axis=1, kind="stable")[:, :depth]
+        cosines[rows] = np.take_along_axis(table, numbers[rows], axis=1)
+    is_own = numbers == np.asarray(owners)[:, None]
+    return cosines, numbers, np.where(is_own.any(axis=1), is_own.argmax(axis=1), depth)
 
 
 def calibrate_judged(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
-from clipvisionalign.images import NOT_REGULAR, ExcludedFiles, first_bytes, walk_files
+from clipvisionalign.images import NOT_REGULAR, ExcludedFiles, first_bytes, is_special, walk_files
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def list_local_images(folder: Path, not_taken: ExcludedFiles | None = None) -> F
         except OSError as error:
             _add_inaccessible(listing, path, entry.is_symlink(), error)
             continue
-        if not stat.S_ISREG(file_stat.st_mode):
+        if is_special(entry):
             listing.not_taken.exclude(path, NOT_REGULAR)
             continue
         file_id = (file_stat.st_dev, file_stat.st_ino)

@@ -242,7 +242,7 @@ def open_manifests(
     if whole is None and shards is not None:
         names = [f"shard-{number:02}" for number in range(shards)]
         whole = ShardsManifest(manifest.run, manifest.aligner, manifest.folder, manifest.width, names)
-        index.write(SHARDS_FILE, json.dumps(asdict(whole), indent=2) + "\n")
+        _write_shards(index, whole)
     assert whole is not None
     if shards is not None and shards != len(whole.shards):
         raise InvalidIndexError(
@@ -347,4 +347,8 @@ def record_folder(index: Storage, names: Sequence[str], folder: str) -> None:
             write_manifest(storage, replace(stored, folder=folder))
     shards = read_shards(index)
     if shards is not None and shards.folder != folder:
-        index.write(SHARDS_FILE, json.dumps(asdict(replace(shards, folder=folder)), indent=2) + "\n")
+        _write_shards(index, replace(shards, folder=folder))
+
+
+def _write_shards(index: Storage, shards: ShardsManifest) -> None:
+    index.write(SHARDS_FILE, json.dumps(asdict(shards), indent=2) + "\n")

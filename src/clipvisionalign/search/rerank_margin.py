@@ -22,8 +22,6 @@ MARGIN_LOSS = 0.25
 #: Margins that are measured between none and all hits.
 _STEPS = 24
 _RANKS = (1, 5, 10)
-#: Cosines in memory at a time.
-_COSINES = 8_000_000
 
 
 class MarginRow(NamedTuple):
@@ -131,34 +129,6 @@ def measure_margins(cosines: np.ndarray, pair_scores: np.ndarray, own: np.ndarra
     best = max(row.recall_sum for row in rows)
     chosen = next(row for row in rows if row.recall_sum >= best - MARGIN_LOSS)
     return RerankMargin(chosen.margin, depth, rows)
-
-
-def first_images(
-    images: np.ndarray, captions: np.ndarray, owners: np.ndarray, depth: int = MARGIN_DEPTH
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first images of each caption.
-
-    Args:
-        images: (N, D) unit length.
-        captions: (M, D) unit length.
-        owners: (M,) the number of each caption's image.
-        depth: Number of images, at most all.
-
-    Returns:
-        (M, K) their cosines, best first, (M, K) their numbers, and (M,) the position of the own image, K where it is
-        not among them.
-    """
-    depth = min(depth, len(images))
-    cosines = np.empty((len(captions), depth))
-    numbers = np.empty((len(captions), depth), dtype=np.int64)
-    step = max(1, _COSINES // max(1, len(images)))
-    for start in range(0, len(captions), step):
-        rows = slice(start, start + step)
-        table = captions[rows] @ images.T
-        numbers[rows] = np.argsort(-table, axis=1, kind="stable")[:, :depth]
-        cosines[rows] = np.take_along_axis(table, numbers[rows], axis=1)
-    is_own = numbers == np.asarray(owners)[:, None]
-    return cosines, numbers, np.where(is_own.any(axis=1), is_own.argmax(axis=1), depth)
 
 
 def _margin_row(margin: float, lead: np.ndarray, pair_scores: np.ndarray, own: np.ndarray) -> MarginRow:

@@ -102,7 +102,7 @@ class TimeSpent(NamedTuple):
         return f"re-ranked {self.reranked} of {self.unsure} hits of unsure order, {times}"
 
 
-#: Scores hits, given with the number that came before them: the same hits, those that were scored with a pair score.
+#: Scores hits: the same ones, those that could be scored with a pair score.
 ScoreHits = Callable[[Sequence[Hit]], Sequence[Hit]]
 
 
