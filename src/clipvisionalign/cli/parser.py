@@ -118,6 +118,8 @@ def suggest(message: str, flags: Iterable[str]) -> str:
     "; did you mean 'search'?"
     >>> suggest("unrecognized arguments: --lr 1e-4", ["--lora", "--text_lr", "--image_lr", "--head_lr"])
     "; did you mean '--text_lr', '--image_lr' or '--head_lr'?"
+    >>> suggest("unrecognized arguments: -dog", ["--count", "--minus"])
+    '; words to avoid stand behind --minus, words that begin with a dash behind --'
     """
     known = list(flags)
     if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
@@ -132,6 +134,8 @@ def suggest(message: str, flags: Iterable[str]) -> str:
     else:
         return ""
     nearest = [_alternatives(each) for word in words if (each := _nearest(word, known))]
+    if not nearest and "--minus" in known and any(re.match(r"-\w", word) for word in words):
+        return "; words to avoid stand behind --minus, words that begin with a dash behind --"
     return f"; did you mean {' '.join(nearest)}?" if nearest else ""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: A pattern as SQL has them, with the % that stands for itself here.
+_SQL_PATTERN = re.compile(r"""\blike\s+(?:"[^"*]*%[^"*]*"|'[^'*]*%[^'*]*')""", re.IGNORECASE)
 #: Queries of a file that are searched for together.
 QUERIES_PER_BATCH = 64
 
@@ -206,12 +210,15 @@ def search(arguments: list[str]) -> int:
             "--captions finds texts: leave --where, --rerank, --within, --sheet, --paths and --previews out"
         )
     from clipvisionalign.search.checks import check_query
-    from clipvisionalign.search.manifest import is_gone
+    from clipvisionalign.search.manifest import has_index, is_gone
     from clipvisionalign.search.promise import SearchResult
     from clipvisionalign.search.searcher import Searcher
     from clipvisionalign.search.storage import printable
 
     queries = _read_queries(args)
+    for word in args.words:
+        if os.path.isdir(word) and has_index(word):
+            logger.info(f"note: '{printable(word)}' is an index, and taken as words: 'search' takes one index")
     for note in dict.fromkeys(term.note for _, query in queries for term in query.terms if term.note):
         logger.info(f"note: {note}")
     for _, query in queries:
@@ -280,6 +287,8 @@ def _print_result(args: argparse.Namespace, searcher: Searcher, query: str, hits
     elif not image_hits:
         reason = getattr(hits, "reason", "")
         where = f" where {args.where}" if args.where.strip() else ""
+        if _SQL_PATTERN.search(args.where):
+            where += " (in 'like' a * stands for anything, and % for itself)"
         logger.info(f"{printable(query)}: nothing found{where}{f': {printable(reason)}' if reason else ''}")
     elif args.paths:
         ids = [each.id for each in image_hits]

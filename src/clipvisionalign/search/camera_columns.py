@@ -214,7 +214,9 @@ def fill_old_rows(table: Any, index: Storage, storage: Storage, columns: CameraC
 
 
 def fill_places(table: Any, columns: CameraColumns) -> None:
-    """Name the nearest town of each position that has none yet, where the gazetteer is installed.
+    """Name the nearest town of each position, where the gazetteer is installed and one has none yet.
+
+    Towns that are named already are compared too: earlier versions named the nearest one by degrees.
 
     Args:
         table: The table of images.
@@ -224,15 +226,20 @@ def fill_places(table: Any, columns: CameraColumns) -> None:
     if not needed <= set(columns.owned) or not {"latitude", "longitude"} <= set(table.schema.names):
         return
     names = ["id", "latitude", "longitude", *(["place"] if "place" in table.schema.names else [])]
-    rows = [row for row in read_columns(table, names) if row["latitude"] is not None and row.get("place") is None]
-    if not rows:
+    rows = [row for row in read_columns(table, names) if row["latitude"] is not None]
+    unnamed = sum(row.get("place") is None for row in rows)
+    if not unnamed:
         return
     if not has_gazetteer():
         hint = 'pip install "clipvisionalign[photos]" and the same command once more'
-        logger.info(f"{len(rows):,} images have a position; the nearest towns are named after {hint}")
+        logger.info(f"{unnamed:,} images have a position; the nearest towns are named after {hint}")
         return
     towns = nearest_towns([(row["latitude"], row["longitude"]) for row in rows])
-    named = [{"id": row["id"], "place": town} for row, town in zip(rows, towns, strict=True) if town]
+    named = [
+        {"id": row["id"], "place": town}
+        for row, town in zip(rows, towns, strict=True)
+        if town and town != row.get("place")
+    ]
     if named:
         add_camera_columns(table, ["place"])
         update_rows(table, "id", named, ("id", "place"))

