@@ -14,7 +14,7 @@ WORKERS ?= 2
 TESTS ?= not slow
 PYTEST_FLAGS ?=
 
-.PHONY: install demo test test-quick test-slow test-all test-docs test-parts lint docs docs-serve bench clean
+.PHONY: install install-docs demo test test-quick test-slow test-all test-docs test-parts lint docs docs-serve bench clean
 
 install: $(STAMP)
 
@@ -22,13 +22,16 @@ $(STAMP): pyproject.toml starter/pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(VENV): some minutes, once (PyTorch is several GB)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet --editable ".[test]" --editable ./starter
+	@# The pip that comes with an interpreter may be years old, and takes minutes to choose versions.
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH) --editable ".[test]" --editable ./starter
 	@touch $(STAMP)
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --editable ".[docs]"
 	@touch $(DOCS_STAMP)
+
+install-docs: $(DOCS_STAMP)
 
 demo: install
 	$(BIN)/python -m clipvisionalign.demo

@@ -55,7 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if set(SLOW_FIXTURES) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    # Among those of the docs are pages that take minutes.
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("docs", "slow")])
     for item in items:
         if shared := next((name for name in SHARED if name in getattr(item, "fixturenames", ())), None):
             item.add_marker(pytest.mark.xdist_group(shared))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
+import pkgutil
 import re
 import shlex
 from dataclasses import dataclass
@@ -135,4 +138,24 @@ def python_in(folder: str, code: str) -> int:
     """Run a Python block in a folder, as the work of a forked process."""
     os.chdir(folder)
     exec(compile(code, "block", "exec"), {"__name__": "__main__"})
+    return 0
+
+
+def examples_in(folder: str) -> int:
+    """Run the examples of all docstrings in a folder, as the work of a forked process."""
+    import clipvisionalign
+    from clipvisionalign.data.scene_dataset import write_scenes
+
+    os.chdir(folder)
+    # Some read the data set "scenes".
+    write_scenes("scenes", 12, size=32, splits={"train": 8, "dev": 4})
+    names = [each.name for each in pkgutil.walk_packages(clipvisionalign.__path__, "clipvisionalign.")]
+    tested = 0
+    for name in [each for each in names if not each.endswith("__main__")]:
+        failed, count = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+        if failed:
+            print(f"{name}: {failed} of {count} examples do not hold")
+            return 1
+        tested += count
+    print(f"{tested} examples hold")
     return 0

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import doctest
-import importlib
-import logging
 import os
-import pkgutil
 import re
 import shutil
 import subprocess
@@ -36,6 +32,7 @@ from doc_blocks import (
     arguments_of,
     blocks_of,
     command_in,
+    examples_in,
     python_in,
     quick,
     reason_not_to_run,
@@ -226,23 +223,14 @@ def test_the_blocks_of_a_page_run_in_order(page: str, folder: Path, tiny_runs: d
 
 
 @pytest.mark.docs
-def test_the_examples_of_docstrings_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import clipvisionalign
-    from clipvisionalign.data.scene_dataset import write_scenes
-
-    # Some read the data set "scenes", and write a run.
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
-    # pytest's own handlers would take the lines that a program without any sees printed.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    write_scenes("scenes", 12, size=32, splits={"train": 8, "dev": 4})
-    names = [each.name for each in pkgutil.walk_packages(clipvisionalign.__path__, "clipvisionalign.")]
-    tested = 0
-    for name in [each for each in names if not each.endswith("__main__")]:
-        failed, count = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
-        assert not failed, name
-        tested += count
-    assert tested > 190
+def test_the_examples_of_docstrings_hold(tmp_path: Path):
+    """In a process of their own: they import everything, and some write a run."""
+    process = Forked(
+        examples_in, str(tmp_path), out=tmp_path / "out", environment={"CLIPVISIONALIGN_CACHE": str(tmp_path)}
+    )
+    examples = re.search(r"^(\d+) examples hold$", process.ended(800), re.MULTILINE)
+    assert examples is not None
+    assert int(examples[1]) > 190
 
 
 @pytest.fixture(scope="module")

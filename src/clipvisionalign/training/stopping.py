@@ -60,9 +60,11 @@ def stop_signal(launched: bool = False) -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: signal_time is not None
     finally:
-        restore_handlers()
-        if signal_time is not None:
-            signal.signal(signal.SIGTERM, handle_signal)
+        if signal_time is None:
+            restore_handlers()
+        else:
+            # That of SIGTERM stays, without a moment in which the repeated signal would end the process.
+            signal.signal(signal.SIGINT, previous_handlers[signal.SIGINT])
 
 
 def any_stop_requested(distributed: Distributed, stop: Callable[[], bool], elapsed: float = 0.0) -> tuple[bool, float]:
