@@ -109,7 +109,7 @@ REFUSED: dict[str, list[str]] = {
               "run data --out new --vectors int4", "run data --out new --vector-width 7",
               "run data --out new --shards 0", "run data --out new --shards 101"],
     "search": ["other dog", "nowhere dog", "other"],
-    "serve": ["other", "nowhere", "other --token-file nowhere"],
+    "serve": ["other", "nowhere", "nowhere --ray", "index --replicas 2", "other --token-file nowhere"],
     "export": ["run --onnx plan.yaml/new", "run --huggingface plan.yaml/new", "other --onnx new",
                "other --huggingface new", "run", "run --huggingface other"],
     "duplicates": ["other", "nowhere", "other --near 2", "other --null", "other --paths --scenes", "nowhere --decisions",

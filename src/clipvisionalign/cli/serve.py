@@ -40,6 +40,14 @@ def serve_parser() -> argparse.ArgumentParser:
         "--read-only", action="store_true",
         help="write nothing to an index: store neither queries that are judged on the page nor decisions on duplicates",
     )  # fmt: skip
+    parser.add_argument(
+        "--ray", nargs="?", const="local", default="", metavar="ADDRESS",
+        help="search each shard in processes of its own on the Ray cluster at an address, or the one around (auto); "
+        "without one on this machine. A shard that does not answer is named with the result",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replicas", type=int, default=0, metavar="N", help="with --ray: processes for each shard (default 1)"
+    )
     add_offline_flag(parser)
     return parser
 
@@ -52,8 +60,15 @@ def serve(arguments: list[str]) -> int:
 
     Returns:
         The exit status: 0.
+
+    Raises:
+        ValueError: Flags do not fit each other.
     """
     args = serve_parser().parse_args(arguments)
+    if args.replicas and not args.ray:
+        raise ValueError("--replicas sets how many processes of a Ray cluster search each shard: give --ray too")
+    if args.replicas < 0:
+        raise ValueError(f"--replicas {args.replicas}: at least one")
     from clipvisionalign.search.folder_index import index_folder, is_image_folder
     from clipvisionalign.search.server.run import read_token
     from clipvisionalign.search.server.run import run_server as run_service
@@ -63,5 +78,8 @@ def serve(arguments: list[str]) -> int:
         logger.info(f"--token shows the token in the list of processes and is to be removed: {instead}")
     token = read_token(args.token, args.token_file)
     indexes = [str(index_folder(name, args.run)) if is_image_folder(name) else name for name in args.indexes]
-    run_service(indexes, args.host, args.port, token, args.run, read_only=args.read_only)
+    run_service(
+        indexes, args.host, args.port, token, args.run, read_only=args.read_only, ray=args.ray,
+        replicas=args.replicas or 1,
+    )  # fmt: skip
     return 0

@@ -48,7 +48,7 @@ def read_token(value: str = "", file: str | Path = "") -> str:
 
 def run_server(
     indexes: Sequence[str], host: str = "127.0.0.1", port: int = 8000, token: str = "", run: str = "", *,
-    read_only: bool = False,
+    read_only: bool = False, ray: str = "", replicas: int = 1,
 ) -> None:  # fmt: skip
     """Serve one index, or several side by side, until stopped.
 
@@ -59,20 +59,35 @@ def run_server(
         token: The token; "" for none.
         run: Where the aligner is, if it was moved; "" for where the indexes have it.
         read_only: Whether judged queries and decisions on duplicates are refused, so that nothing is written.
+        ray: Address of a Ray cluster that searches the shards; "local" for one on this machine, "" for this process.
+        replicas: Of each shard, on a cluster.
 
     Raises:
         ValueError: It would be open to the network without a token.
         InvalidIndexError: An index cannot be opened.
+        ConnectionError: No cluster answers.
+        RuntimeError: A shard does not start on the cluster.
     """
-    import uvicorn
-
     loopback = host in ("127.0.0.1", "localhost", "::1")
     if not loopback and not token:
         raise ValueError(
             f"--host {host} opens the images to the network: set a --token-file FILE, or {TOKEN_VARIABLE} "
             "in the environment"
         )
-    searchers = [Searcher(index, run) for index in indexes]
+    if not ray:
+        _serve([Searcher(index, run) for index in indexes], host, port, token, loopback, read_only)
+        return
+    from clipvisionalign.search.shard_deployments import serve_shards
+
+    with serve_shards(indexes, ray, replicas) as readers:
+        searchers = [Searcher(index, run, reader=reader) for index, reader in zip(indexes, readers, strict=True)]
+        _serve(searchers, host, port, token, loopback, read_only)
+
+
+def _serve(searchers: Sequence[Searcher], host: str, port: int, token: str, loopback: bool, read_only: bool) -> None:
+    """Serve open indexes until stopped."""
+    import uvicorn
+
     for searcher in searchers:
         # Images, re-ranking and explanations load the rest when they are first asked for, beside searches by words.
         searcher.encoder.load()

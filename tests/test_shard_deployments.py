@@ -1,0 +1,199 @@
+"""Shards on Ray Serve give the answers of a single index; a replica that is killed makes no answer wrong, and comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_sharded_index
+from forked import Forked, command, free_port, wait_until
+from test_sharded_index import FILTERS, WORDS, assert_same_answers, run
+
+pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
+pytest.importorskip("ray.serve", reason="no ray: pip install 'clipvisionalign[ray]'")
+if not Path("/proc").is_dir():
+    pytest.skip("no /proc", allow_module_level=True)
+
+from clipvisionalign.cli import main
+from clipvisionalign.search.queries import SearchQuery
+from clipvisionalign.search.searcher import Searcher
+from clipvisionalign.search.shard_deployments import serve_shards
+from clipvisionalign.search.sharded_reader import ShardedReader, ShardUnavailable
+from clipvisionalign.search.terms import Term
+
+pair = test_sharded_index.pair
+assert run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray serve")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster of two nodes."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster.add_node(num_cpus=2)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deployed(pair, cluster) -> Iterator[tuple[Searcher, ShardedReader]]:
+    """The index in shards, searched on the cluster, and the reader that asks it."""
+    index = pair[1].index
+    with serve_shards([index], cluster) as (reader,):
+        yield Searcher(index, reader=reader), reader
+
+
+def command_line(path: Path) -> bytes:
+    """Of a process; nothing of one that has ended meanwhile."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def replicas(reader: ShardedReader, shard: str) -> list[int]:
+    """The processes that search a shard."""
+    (name,) = (name for name in reader.ask.__self__.names if name.endswith(shard))  # type: ignore[attr-defined]
+    processes = {path.parent.name: command_line(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [
+        int(number)
+        for number, line in processes.items()
+        if line.startswith(b"ray::ServeReplica") and name.encode() in line
+    ]
+
+
+def queries() -> list[SearchQuery]:
+    terms = [[Term(words)] for words in WORDS[:2]] + [[Term(WORDS[0]), Term(WORDS[1], -0.5)]]
+    plain = [SearchQuery(each, count, where) for each in terms for count in (1, 7, 40) for where in FILTERS]
+    return [*plain, SearchQuery(terms[0], 5, captions=True), SearchQuery(terms[0], 5, rerank=4)]
+
+
+def test_the_answers_are_those_of_a_single_index(pair, deployed):
+    searcher, reader = deployed
+    assert [state["up"] for state in reader.states()] == [True] * 3
+    assert_same_answers(pair[0], searcher, queries())
+
+
+def test_a_killed_replica_makes_no_answer_wrong_and_comes_back(pair, deployed):
+    searcher, reader = deployed
+    query = SearchQuery([Term(WORDS[0])], 40)
+    whole = [hit.to_dict() for hit in pair[0].search_one(query)]
+    names = list(reader.names)
+
+    def without(shard: str) -> list[dict[str, Any]]:
+        local = ShardedReader(pair[1].index)
+
+        def ask(number: int, asked: Any, columns: Any) -> Any:
+            class Gone:
+                def result(self) -> Any:
+                    raise ShardUnavailable
+
+            return Gone() if names[number] == shard else local._ask_here(number, asked, columns)
+
+        return [
+            hit.to_dict() for hit in Searcher(pair[1].index, reader=ShardedReader(pair[1].index, ask)).search_one(query)
+        ]
+
+    lost = names[1]
+    expected = {(): whole, (lost,): without(lost)}
+    results: list[tuple[float, tuple[str, ...], bool]] = []
+    ended = threading.Event()
+
+    def ask_on() -> None:
+        while not ended.is_set():
+            result: Any = searcher.search_one(query)
+            missing = tuple(shard.shard for shard in result.missing)
+            results.append((time.monotonic(), missing, [hit.to_dict() for hit in result] == expected.get(missing)))
+            time.sleep(0.02)
+
+    clients = [threading.Thread(target=ask_on) for _ in range(8)]
+    for client in clients:
+        client.start()
+    try:
+        time.sleep(2)
+        (process,) = replicas(reader, lost)
+        killed = time.monotonic()
+        os.kill(process, signal.SIGKILL)
+        limit = killed + 240
+        while time.monotonic() < limit and not (
+            any(missing for _, missing, _ in results) and reader.states()[1]["up"] and not results[-1][1]
+        ):
+            time.sleep(0.2)
+        time.sleep(2)
+    finally:
+        ended.set()
+        for client in clients:
+            client.join()
+    assert all(right for _, _, right in results), "an answer is neither whole nor that of the shards that it names"
+    incomplete = [at for at, missing, _ in results if missing]
+    assert incomplete, "the shard was never missing"
+    assert min(incomplete) >= killed
+    assert not results[-1][1]
+    assert [state["up"] for state in reader.states()] == [True] * 3
+
+
+if os.environ.get("FAULTS") == "all":
+
+    def test_a_shard_that_cannot_be_opened_is_an_error_of_the_start(deployed, pair, tmp_path):
+        from clipvisionalign.search.shard_deployments import ShardDeployments
+
+        deployments = ShardDeployments(pair[1].index)
+        deployments.index = str(tmp_path / "nowhere")
+        try:
+            with pytest.raises(RuntimeError, match=r"a shard does not start: .*nowhere/shard-0\d: no index there"):
+                deployments.start(0.3)
+        finally:
+            deployments.end()
+
+
+def test_replicas_without_a_cluster_are_refused(capsys):
+    assert main(["serve", "index", "--replicas", "2"]) == 1
+    assert "give --ray too" in capsys.readouterr().err
+
+
+def test_the_command_serves_an_index_in_shards_and_takes_its_processes_away(pair, deployed, cluster, tmp_path):
+    port = free_port()
+    index = str(pair[1].index)
+    process = Forked(command, "serve", index, "--ray", cluster, "--port", str(port), out=tmp_path / "said")
+    try:
+        wait_until(lambda: "http://" in process.said, process, timeout=200)
+
+        def get(path: str) -> Any:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as response:
+                return json.load(response)
+
+        responses: list[Any] = []
+
+        def is_ready() -> bool:
+            try:
+                responses.append(get("/search?q=a+red+circle&count=7"))
+            except OSError:
+                return False
+            return True
+
+        wait_until(is_ready, process)
+        expected = [hit.to_dict() for hit in pair[0].search([Term("a red circle")], 7)]
+        assert [hit["id"] for hit in responses[0]["found"]] == [hit["id"] for hit in expected]
+        assert "incomplete" not in responses[0]
+        (info,) = get("/health")["indexes"]
+        assert [shard["up"] for shard in info["shards"]] == [True] * 3
+    finally:
+        process.signal(signal.SIGINT)
+        status = process.wait(60)
+        process.kill()
+    assert status in (0, 130), process.said
+    assert "starting 3 replicas of 3 shards on Ray" in process.said
+    assert "Traceback" not in process.said, process.said
+    names = b"".join(map(command_line, Path("/proc").glob("[0-9]*/cmdline")))
+    assert names.count(b"ray::ServeReplica") == 3, "those of the fixture alone are left"
