@@ -141,13 +141,15 @@ def test_files_that_are_damaged_all_at_once_keep_their_rows(run, source, tmp_pat
 
 
 @pytest.fixture
-def open_to_all(run, source, tmp_path) -> Iterator[tuple[Path, Path, Path]]:
-    """A run, images and a place for an index that belong to nobody."""
+def open_to_all(run, source, tmp_path, monkeypatch) -> Iterator[tuple[Path, Path, Path]]:
+    """A run, images and a place for an index that belong to nobody, as does the folder for temporary files."""
     # All that is imported on the way is read while it may be.
     build_index(run, source, tmp_path / "before")
     folder = Path(tempfile.mkdtemp())
     shutil.copytree(run, folder / "run")
     shutil.copytree(source, folder / "pictures")
+    (folder / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, NOBODY, NOBODY)

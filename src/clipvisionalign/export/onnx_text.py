@@ -33,7 +33,10 @@ def open_session(path: Path) -> Any:
     """
     import onnxruntime
 
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Threads that wait for work by turning would take the cores that the rest of a service needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def open_tokenizer(path: Path, manifest: dict[str, Any]) -> Any:

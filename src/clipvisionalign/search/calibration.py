@@ -36,6 +36,8 @@ LEVELS, DEFAULT_LEVEL = (0.8, 0.9, 0.95), 0.9
 #: Units that have to miss a cut-off, at least, for it to be given: with n units the share that is kept differs from the
 #: level by about sqrt(level * (1 - level) / n), which is 4 points for 50 units at 0.9, and 2 for 100 at 0.95.
 MISSES_NEEDED = 5
+#: Levels whose cut-offs are kept.
+MAX_KEPT_LEVELS = 64
 
 
 class UncalibratedError(ValueError):
@@ -149,7 +151,17 @@ class Calibration:
             raise UncalibratedError(
                 f"a promise of {level:g} needs {needed:,} {nouns} to calibrate on; there are {self.count:,}"
             )
-        return conformal_threshold(self.scores, self.units, level)
+        cut = self._thresholds.get(level)
+        if cut is None:
+            cut = conformal_threshold(self.scores, self.units, level)
+            if len(self._thresholds) < MAX_KEPT_LEVELS:
+                self._thresholds[level] = cut
+        return cut
+
+    @cached_property
+    def _thresholds(self) -> dict[float, float]:
+        # Each search asks for one, of few levels; the service takes any.
+        return {}
 
     def chance_level(self, count: int) -> float:
         """The cosine that the best hit of hardly any caption fails to surpass, where its image is there.

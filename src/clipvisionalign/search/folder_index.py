@@ -1,4 +1,7 @@
-"""Indexes without a run that is named: which model encodes them, and where that of a served folder is kept."""
+"""Indexes without a run that is named: which model encodes them, and where that of a served folder is kept.
+
+PyTorch is imported where something is encoded: `serve` of an index does without.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import re
 from pathlib import Path
 
 from clipvisionalign.files import user_cache_folder
-from clipvisionalign.models.io import is_pretrained, resolve_model
 from clipvisionalign.models.run_files import is_run_folder
-from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import aligner_fingerprint, has_index, read_manifest, read_shards
 from clipvisionalign.search.storage import InvalidIndexError, printable
 from clipvisionalign.starter import INSTALL_HINT, STARTER, StarterNotInstalled, is_installed, is_starter
@@ -48,6 +49,8 @@ def default_run(source: str, out: str) -> str:
 
 def _check_is_no_model(source: str) -> None:
     """Raises ValueError for a run or a pretrained model, FileNotFoundError for what is not there."""
+    from clipvisionalign.models.io import is_pretrained
+
     path, way_out = Path(source), f"clipvisionalign index {source} FOLDER --out INDEX"
     if "://" in source or path.is_file():
         return
@@ -105,6 +108,9 @@ def index_folder(folder: str, run: str = "") -> Path:
         DataError: There is no image in the folder.
         InvalidIndexError: Too many of its rows would be dropped, or it cannot be written.
     """
+    from clipvisionalign.models.io import resolve_model
+    from clipvisionalign.search.indexer import build_index
+
     if not run:
         _require_starter(f"clipvisionalign serve {folder} --run RUN")
     run, source = run or STARTER, Path(folder).resolve()

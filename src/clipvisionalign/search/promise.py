@@ -153,6 +153,7 @@ class ResultAssessor:
         self.short_null_cosines, self.token_limit = short_null_cosines, token_limit
         self.index, self.calibration = index, calibration
         self.tokenizer, self.null_cosines, self.count = tokenizer, null_cosines, count
+        self._checked_words: dict[str, bool] = {}
 
     @property
     def calibrated_on(self) -> str:
@@ -182,7 +183,11 @@ class ResultAssessor:
         calibration = require_calibration(self.index, self.calibration, level) if level else self.calibration
         if query.captions or not query.terms or any(term.is_image for term in query.terms):
             return SearchResult(hits)
-        checks = [check_words(self.tokenizer(), str(term.content)) for term in query.terms if term.weight > 0]
+        checks = [
+            check_words(self.tokenizer(), str(term.content), self._checked_words)
+            for term in query.terms
+            if term.weight > 0
+        ]
         if not any(check.known for check in checks):
             return SearchResult([], reason=next(check.reason for check in checks))
         notes = [note for check in checks if (note := check.note or check.reason)]

@@ -28,7 +28,7 @@ from clipvisionalign.search.index_reader import IndexReader, NearestRows, Vector
 from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
 from clipvisionalign.search.sharded_reader import ShardedReader, open_index_reader
-from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.storage import Storage, as_storage
 from clipvisionalign.search.table_reader import TableReader, rows_condition
 from clipvisionalign.search.tables import metadata_columns
 from clipvisionalign.search.terms import Term
@@ -77,6 +77,7 @@ class Searcher:
         self.table: TableReader = self.reader.table
         self.caption_table: TableReader | None = self.reader.caption_table
         self.storage = Storage(self.manifest.folder)
+        self._index_storage = as_storage(index)
         self._assessor: tuple[int, ResultAssessor] | None = None
         self._reranker = HitReranker(self.encoder, self.storage, self.rows, lambda: self.reader.patches)
 
@@ -102,7 +103,7 @@ class Searcher:
     @property
     def assessor(self) -> ResultAssessor:
         """Adds to results up to where they hold what is meant, and that nothing fits; by the calibration of now."""
-        written = calibration_time(self.index)
+        written = calibration_time(self._index_storage)
         if self._assessor is not None and self._assessor[0] == written:
             return self._assessor[1]
         assessor = ResultAssessor(

@@ -14,6 +14,8 @@ from typing import Any
 SPELLED_SHARE = 0.6
 #: Han characters in a vocabulary from which on each of them stands for what it means.
 MIN_HAN_TOKENS = 1000
+#: Words that are kept as known or not.
+MAX_CHECKED_WORDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,29 @@ class WordCheck:
         return f"the model's vocabulary lacks {_enumerate(self.unknown)}; the other words are searched for"
 
 
-def check_words(tokenizer: Any, text: str) -> WordCheck:
+def check_words(tokenizer: Any, text: str, checked: dict[str, bool] | None = None) -> WordCheck:
     """Which words of a text are in the vocabulary of a tokenizer.
 
     Args:
         tokenizer: One of transformers, or a `tokenizers.Tokenizer`. Of any other kind all words count as known.
         text: The words.
+        checked: Whether words are known, of earlier texts for the same tokenizer; those of this one are added.
 
     Returns:
         The words, known and unknown.
     """
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
     known, unknown = 0, list[str]()
+    checked = {} if checked is None else checked
+    if len(checked) > MAX_CHECKED_WORDS:
+        checked.clear()
     for word in text.split():
         if not _is_word(word):
             continue
-        if _is_known(tokenizer, word):
+        is_known = checked.get(word)
+        if is_known is None:
+            is_known = checked[word] = _is_known(tokenizer, word)
+        if is_known:
             known += 1
         else:
             unknown.append(word)
