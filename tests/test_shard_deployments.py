@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -25,8 +26,9 @@ if not Path("/proc").is_dir():
 from clipvisionalign.cli import main
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
-from clipvisionalign.search.shard_deployments import serve_shards
+from clipvisionalign.search.shard_deployments import ShardDeployments, ShardSearch, serve_shards
 from clipvisionalign.search.sharded_reader import ShardedReader, ShardUnavailable
+from clipvisionalign.search.storage import InvalidIndexError
 from clipvisionalign.search.terms import Term
 
 pair = test_sharded_index.pair
@@ -62,15 +64,14 @@ def command_line(path: Path) -> bytes:
         return b""
 
 
-def replicas(reader: ShardedReader, shard: str) -> list[int]:
-    """The processes that search a shard."""
-    (name,) = (name for name in reader.ask.__self__.names if name.endswith(shard))  # type: ignore[attr-defined]
+def replicas(name: str = "clipvisionalign-") -> list[int]:
+    """The processes that search shards whose deployments have a name."""
     processes = {path.parent.name: command_line(path) for path in Path("/proc").glob("[0-9]*/cmdline")}
-    return [
+    return sorted(
         int(number)
         for number, line in processes.items()
         if line.startswith(b"ray::ServeReplica") and name.encode() in line
-    ]
+    )
 
 
 def queries() -> list[SearchQuery]:
@@ -91,7 +92,7 @@ def test_a_killed_replica_makes_no_answer_wrong_and_comes_back(pair, deployed):
     whole = [hit.to_dict() for hit in pair[0].search_one(query)]
     names = list(reader.names)
 
-    def without(shard: str) -> list[dict[str, Any]]:
+    def without(missing: tuple[str, ...]) -> list[dict[str, Any]]:
         local = ShardedReader(pair[1].index)
 
         def ask(number: int, asked: Any, columns: Any) -> Any:
@@ -99,14 +100,16 @@ def test_a_killed_replica_makes_no_answer_wrong_and_comes_back(pair, deployed):
                 def result(self) -> Any:
                     raise ShardUnavailable
 
-            return Gone() if names[number] == shard else local._ask_here(number, asked, columns)
+            return Gone() if names[number] in missing else local._ask_here(number, asked, columns)
 
         return [
             hit.to_dict() for hit in Searcher(pair[1].index, reader=ShardedReader(pair[1].index, ask)).search_one(query)
         ]
 
     lost = names[1]
-    expected = {(): whole, (lost,): without(lost)}
+    assert without(()) == whole
+    expected = {missing: without(missing) for size in range(4) for missing in itertools.combinations(names, size)}
+    assert len(expected[(lost,)]) < len(whole)
     results: list[tuple[float, tuple[str, ...], bool]] = []
     ended = threading.Event()
 
@@ -122,7 +125,7 @@ def test_a_killed_replica_makes_no_answer_wrong_and_comes_back(pair, deployed):
         client.start()
     try:
         time.sleep(2)
-        (process,) = replicas(reader, lost)
+        (process,) = replicas(reader.ask.__self__.names[1])  # type: ignore[attr-defined]
         killed = time.monotonic()
         os.kill(process, signal.SIGKILL)
         limit = killed + 240
@@ -146,8 +149,6 @@ def test_a_killed_replica_makes_no_answer_wrong_and_comes_back(pair, deployed):
 if os.environ.get("FAULTS") == "all":
 
     def test_a_shard_that_cannot_be_opened_is_an_error_of_the_start(deployed, pair, tmp_path):
-        from clipvisionalign.search.shard_deployments import ShardDeployments
-
         deployments = ShardDeployments(pair[1].index)
         deployments.index = str(tmp_path / "nowhere")
         try:
@@ -155,6 +156,69 @@ if os.environ.get("FAULTS") == "all":
                 deployments.start(0.3)
         finally:
             deployments.end()
+
+
+class Replies:
+    """What replicas answer: rows, or the error of one that is gone or slow."""
+
+    def __init__(self, *replies: Any) -> None:
+        self.replies, self.cancelled = list(replies), 0
+
+    def remote(self, *request: Any) -> Any:
+        return self
+
+    def result(self, timeout_s: float) -> Any:
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+def test_another_replica_is_asked_and_a_slow_one_is_not_taken_for_dead(pair):
+    from ray.exceptions import ActorDiedError
+
+    def deployments(count: int, *replies: Any) -> Any:
+        made = ShardDeployments(pair[1].index, count)
+        made._handles, made._running = [Replies(*replies)] * 3, [count] * 3
+        return made
+
+    def results(made: Any) -> Any:
+        asked = [made.ask(0, [], []) for _ in range(3)]
+        for each in asked:
+            try:
+                yield each.result()
+            except ShardUnavailable:
+                yield None
+
+    # Three requests of a replica that dies: each is answered by the other one.
+    dead = ActorDiedError()
+    made = deployments(2, dead, ["a"], dead, ["b"], dead, ["c"])
+    assert list(results(made)) == [["a"], ["b"], ["c"]]
+    assert made.is_up(0)
+    # Of one alone none is, and no later request waits for it.
+    made = deployments(1, dead, dead, dead)
+    assert list(results(made)) == [None] * 3
+    assert not made.is_up(0)
+    assert not list(made._handles[0].replies)
+    assert next(results(made)) is None
+    # What comes too late is given up, and the next request has its own chance.
+    made = deployments(1, TimeoutError(), ["a"], TimeoutError())
+    assert list(results(made)) == [None, ["a"], None]
+    assert made._handles[0].cancelled == 2
+    assert made.is_up(0)
+
+
+def test_a_replica_of_another_model_is_refused_and_a_relative_path_is_none(pair, monkeypatch):
+    index = Path(str(pair[1].index))
+    monkeypatch.chdir(index.parent)
+    made = ShardDeployments(index.name)
+    assert made.index == str(index.resolve())
+    assert ShardSearch(made.index, made.shards[0], made.aligner).search([], ["id"]) == []
+    with pytest.raises(InvalidIndexError, match="another model"):
+        ShardSearch(made.index, made.shards[0], "0" * 16)
 
 
 def test_replicas_without_a_cluster_are_refused(capsys):
@@ -165,6 +229,8 @@ def test_replicas_without_a_cluster_are_refused(capsys):
 def test_the_command_serves_an_index_in_shards_and_takes_its_processes_away(pair, deployed, cluster, tmp_path):
     port = free_port()
     index = str(pair[1].index)
+    before = replicas()
+    assert len(before) == 3
     process = Forked(command, "serve", index, "--ray", cluster, "--port", str(port), out=tmp_path / "said")
     try:
         wait_until(lambda: "http://" in process.said, process, timeout=200)
@@ -195,5 +261,6 @@ def test_the_command_serves_an_index_in_shards_and_takes_its_processes_away(pair
     assert status in (0, 130), process.said
     assert "starting 3 replicas of 3 shards on Ray" in process.said
     assert "Traceback" not in process.said, process.said
-    names = b"".join(map(command_line, Path("/proc").glob("[0-9]*/cmdline")))
-    assert names.count(b"ray::ServeReplica") == 3, "those of the fixture alone are left"
+    # Ray needs a moment to end its processes.
+    wait_until(lambda: len(replicas()) == 3, timeout=30, pause=0.5)
+    assert replicas() == before, "those of the fixture alone are left"

@@ -134,7 +134,7 @@ def suggest(message: str, flags: Iterable[str]) -> str:
     else:
         return ""
     nearest = [_alternatives(each) for word in words if (each := _nearest(word, known))]
-    if not nearest and "--minus" in known and any(re.match(r"-\w", word) for word in words):
+    if not nearest and "--minus" in known and any(re.match(r"-[^\W\d]", word) for word in words):
         return "; words to avoid stand behind --minus, words that begin with a dash behind --"
     return f"; did you mean {' '.join(nearest)}?" if nearest else ""
 

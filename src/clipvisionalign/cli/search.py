@@ -210,14 +210,14 @@ def search(arguments: list[str]) -> int:
             "--captions finds texts: leave --where, --rerank, --within, --sheet, --paths and --previews out"
         )
     from clipvisionalign.search.checks import check_query
-    from clipvisionalign.search.manifest import has_index, is_gone
+    from clipvisionalign.search.manifest import is_gone
     from clipvisionalign.search.promise import SearchResult
     from clipvisionalign.search.searcher import Searcher
     from clipvisionalign.search.storage import printable
 
     queries = _read_queries(args)
     for word in args.words:
-        if os.path.isdir(word) and has_index(word):
+        if _is_index(word):
             logger.info(f"note: '{printable(word)}' is an index, and taken as words: 'search' takes one index")
     for note in dict.fromkeys(term.note for _, query in queries for term in query.terms if term.note):
         logger.info(f"note: {note}")
@@ -250,6 +250,16 @@ def search(arguments: list[str]) -> int:
     if args.sheet:
         _write_sheet(args.sheet, searcher, results)
     return 0 if any(result["found"] for result in results) else 1
+
+
+def _is_index(word: str) -> bool:
+    """Whether a word of a query is the path of an index."""
+    from clipvisionalign.search.manifest import has_index, read_whole_manifest
+
+    try:
+        return os.path.isdir(word) and has_index(word) and bool(read_whole_manifest(word).aligner)
+    except (OSError, ValueError):
+        return False
 
 
 def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:

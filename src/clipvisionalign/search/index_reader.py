@@ -5,6 +5,7 @@ Rows come nearest first; of equal cosines those of the least numbers first, whic
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class IndexReader:
         self.caption_table = read_caption_table(index)
         self.mapped = MappedReader(self.storage, self.table)
         self.in_memory: InMemoryVectors | None = None
+        self._loading = threading.Lock()
 
     @cached_property
     def patches(self) -> PatchReader | None:
@@ -121,10 +123,12 @@ class IndexReader:
         return self.manifest.kind == "exact" and not query.captions and not query.where
 
     def _load_in_memory(self, columns: Sequence[str]) -> InMemoryVectors:
-        cached = self.in_memory
-        if cached is None or (cached.version, cached.columns) != (self.table.version, tuple(columns)):
-            cached = self.in_memory = InMemoryVectors(self.table, columns)
-        return cached
+        # Threads that ask at the same time wait for one to read all vectors.
+        with self._loading:
+            cached = self.in_memory
+            if cached is None or (cached.version, cached.columns) != (self.table.version, tuple(columns)):
+                cached = self.in_memory = InMemoryVectors(self.table, columns)
+            return cached
 
     def _search_table(self, query: VectorQuery, columns: Sequence[str]) -> NearestRows | Exception:
         """The rows of one query by the database; or its error, which other queries do not have."""

@@ -85,7 +85,9 @@ def rerank_hits(
     missing: list[Hit] = []
     for hit in hits:
         is_stored = stored is not None and hit.id in stored.patches
-        (available if is_stored or storage.has_file(raw_paths[hit.id]) else missing).append(hit)
+        # An image that an update has taken away meanwhile is gone, whatever the database had of it.
+        is_there = hit.id in raw_paths and (is_stored or storage.has_file(raw_paths[hit.id]))
+        (available if is_there else missing).append(hit)
     if not available:
         return missing
     try:

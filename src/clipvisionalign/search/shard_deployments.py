@@ -13,22 +13,24 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery
-from clipvisionalign.search.manifest import read_shards, read_whole_manifest, shard_storage
+from clipvisionalign.search.manifest import read_manifest, read_shards, read_whole_manifest, shard_storage
 from clipvisionalign.search.sharded_reader import ShardedReader, ShardUnavailable
+from clipvisionalign.search.storage import InvalidIndexError, as_storage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a shard is taken not to answer.
-RESPONSE_SECONDS = 5.0
+#: Seconds after which a shard is taken not to answer; of the last of them as many as a shard has that is asked for its
+#: answer late, because another one took all of them.
+RESPONSE_SECONDS, LAST_SECONDS = 5.0, 0.25
 #: Seconds between two questions which replicas run, and between Ray's own to each of them.
 STATE_SECONDS, HEALTH_SECONDS = 0.5, 1.0
-#: Seconds within which all shards have to be open at the start.
-START_SECONDS = 300.0
+#: Seconds within which all shards have to be open at the start, and within which they are taken away at the end.
+START_SECONDS, END_SECONDS = 300.0, 8.0
 #: Requests that a replica answers at the same time.
 CONCURRENT_REQUESTS = 16
 
@@ -39,10 +41,17 @@ class ShardSearch:
     Args:
         index: Path or URL of the index, under which the replica's machine reaches it too.
         shard: Name of the shard; "" for an index that has none.
+        aligner: Fingerprint of the model by which it was encoded, as the service reads it.
+
+    Raises:
+        InvalidIndexError: There is another index.
     """
 
-    def __init__(self, index: str, shard: str) -> None:
-        self.reader = IndexReader(shard_storage(index, shard) if shard else index)
+    def __init__(self, index: str, shard: str, aligner: str) -> None:
+        self.place = shard_storage(index, shard) if shard else as_storage(index)
+        if read_manifest(self.place).aligner != aligner:
+            raise InvalidIndexError(f"{self.place}: on this machine an index of another model than where it is served")
+        self.reader = IndexReader(self.place)
 
     def search(self, queries: Sequence[VectorQuery], columns: Sequence[str]) -> list[NearestRows | Exception]:
         """Search the shard, see `IndexReader.search`.
@@ -54,7 +63,12 @@ class ShardSearch:
         Returns:
             For each query its rows, or its error.
         """
-        return self.reader.search(queries, columns)
+        results = self.reader.search(queries, columns)
+        if any(isinstance(each, Exception) for each in results):
+            # The service may have seen an update, with a new column, that this reader has not.
+            self.reader = IndexReader(self.place)
+            results = self.reader.search(queries, columns)
+        return results
 
 
 class _Response:
@@ -81,22 +95,26 @@ class _Response:
             ShardUnavailable: There is no answer in time, or no replica.
             Exception: What the shard raised.
         """
-        from ray.exceptions import RayError, RayTaskError
+        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
         from ray.serve.exceptions import RayServeException
 
         while self.response is not None:
             try:
                 rows: list[NearestRows | Exception] = self.response.result(
-                    timeout_s=max(0.0, self.limit - time.monotonic())
+                    timeout_s=max(LAST_SECONDS, self.limit - time.monotonic())
                 )
                 return rows
             except RayTaskError as error:
                 # Of the shard itself, such as a table that cannot be read.
                 raise (error.cause if isinstance(error.cause, Exception) else error) from None
-            except (RayError, RayServeException, TimeoutError):
-                self.deployments.lost(self.shard)
-                is_late = time.monotonic() >= self.limit
-                can_retry = self.deployments.is_up(self.shard) and not is_late
+            except (TimeoutError, GetTimeoutError):
+                # It may be slow and no more: nothing is concluded for the next request.
+                self.response.cancel()
+                break
+            except (RayError, RayServeException):
+                if self.deployments.replicas == 1:
+                    self.deployments.lost(self.shard)
+                can_retry = self.deployments.is_up(self.shard) and time.monotonic() < self.limit
                 self.response = self.deployments.send(self.shard, self.request) if can_retry else None
         raise ShardUnavailable
 
@@ -117,14 +135,15 @@ class ShardDeployments:
 
     def __init__(self, index: str | Path, replicas: int = 1) -> None:
         # Whatever is wrong with the index is found before Ray starts.
-        read_whole_manifest(index)
+        self.aligner = read_whole_manifest(index).aligner
         shards = read_shards(index)
-        self.index, self.replicas = str(index), replicas
+        # A relative path means another folder where Ray was started.
+        self.index, self.replicas = as_storage(index).location, replicas
         self.shards = list(shards.shards) if shards else [""]
         prefix = f"clipvisionalign-{uuid.uuid4().hex[:8]}"
         self.names = [f"{prefix}-{shard or 'index'}" for shard in self.shards]
         self._handles: list[Any] = []
-        #: For each shard the number of replicas that run, and when one was last seen to be lost.
+        #: For each shard the number of replicas that run, and when the only one was last seen to be lost.
         self._running = [0] * len(self.shards)
         self._lost = [0.0] * len(self.shards)
         self._ended = threading.Event()
@@ -133,28 +152,25 @@ class ShardDeployments:
         """Deploy all shards, and wait until they answer.
 
         Args:
-            cores: Processor cores of the cluster that replicas may take, a share each, and none more than one.
+            cores: Processor cores of the cluster that replicas reserve, a share each, and none more than one.
 
         Raises:
             RuntimeError: A shard does not start.
         """
         from ray import serve
 
-        # Rounded down: a service takes half of the cluster at most, so that another one fits beside it.
+        # Rounded down: a service reserves half of the cluster at most, so that another one fits beside it.
         share = min(1.0, math.floor(1000 * cores / len(self.shards) / self.replicas) / 1000)
         deployment = serve.deployment(
             ShardSearch, num_replicas=self.replicas, max_ongoing_requests=CONCURRENT_REQUESTS,
             health_check_period_s=HEALTH_SECONDS, health_check_timeout_s=10 * HEALTH_SECONDS,
-            graceful_shutdown_timeout_s=HEALTH_SECONDS,
-            ray_actor_options={"num_cpus": share},
+            graceful_shutdown_timeout_s=HEALTH_SECONDS, ray_actor_options={"num_cpus": share},
         )  # fmt: skip
-        # Without its HTTP server: the requests come to the service, which encodes, filters and merges.
-        serve.start(proxy_location="Disabled")
         targets = [
-            serve.RunTarget(deployment.bind(self.index, shard), name=name, route_prefix=None)
+            serve.RunTarget(deployment.bind(self.index, shard, self.aligner), name=name, route_prefix=None)
             for shard, name in zip(self.shards, self.names, strict=True)
         ]
-        handles = serve.run_many(targets, wait_for_applications_running=False)
+        handles = [handle.search for handle in serve.run_many(targets, wait_for_applications_running=False)]
         limit, up = time.monotonic() + START_SECONDS, 0
         while not all(self._read_states()):
             reason = self._start_error(time.monotonic() > limit)
@@ -192,16 +208,12 @@ class ShardDeployments:
         """Why a shard does not start: its own error, or once it is late what Ray waits for; "" for no reason yet."""
         from ray import serve
 
-        applications = serve.status().applications
-        deployments = [
-            deployment
-            for name in self.names
-            if name in applications
-            for deployment in applications[name].deployments.values()
-        ]
-        failed = [each for each in deployments if each.status_trigger == "REPLICA_STARTUP_FAILED"]
-        messages = [each.message.strip() for each in (failed or deployments if is_late else failed)]
-        last_lines = [message.splitlines()[-1] for message in messages if message]
+        applications = [each for name, each in serve.status().applications.items() if name in self.names]
+        deployments = [deployment for each in applications for deployment in each.deployments.values()]
+        failed = [each.message for each in deployments if each.status_trigger == "REPLICA_STARTUP_FAILED"]
+        failed += [each.message for each in applications if each.status == "DEPLOY_FAILED"]
+        messages = failed or [each.message for each in deployments if is_late]
+        last_lines = [message.strip().splitlines()[-1] for message in messages if message.strip()]
         return next(iter(last_lines), f"not within {START_SECONDS:g} s" if is_late else "")
 
     def _watch(self) -> None:
@@ -224,13 +236,13 @@ class ShardDeployments:
         return self._running[shard] > 0
 
     def lost(self, shard: int) -> None:
-        """A replica of a shard has not answered: without others the shard is not asked until one runs again.
+        """The only replica of a shard has died: it is not asked until Ray reports that one runs again.
 
         Args:
             shard: Its number.
         """
         self._lost[shard] = time.monotonic()
-        self._set_running(shard, max(0, self._running[shard] - 1))
+        self._set_running(shard, 0)
 
     def ask(self, shard: int, queries: Sequence[VectorQuery], columns: Sequence[str]) -> _Response:
         """Ask a shard for its nearest rows (`AskShard`).
@@ -255,7 +267,7 @@ class ShardDeployments:
         Returns:
             Ray Serve's response.
         """
-        return self._handles[shard].search.remote(*request)
+        return self._handles[shard].remote(*request)
 
     def reader(self) -> ShardedReader:
         """The index, searched through the deployments.
@@ -266,15 +278,14 @@ class ShardDeployments:
         return ShardedReader(self.index, self.ask, self.is_up)
 
     def end(self) -> None:
-        """Take the deployments away."""
+        """Ask Ray Serve to take the deployments away, without waiting for it."""
         from ray import serve
 
         self._ended.set()
         for name in self.names:
-            try:
-                serve.delete(name)
-            except Exception as error:
-                logger.info(f"Ray Serve keeps {name}: {error}; 'serve shutdown' ends all of its applications")
+            # One that was never deployed is gone.
+            with suppress(Exception):
+                serve.delete(name, _blocking=False)
 
 
 @contextmanager
@@ -291,6 +302,7 @@ def serve_shards(indexes: Sequence[str | Path], address: str, replicas: int = 1)
 
     Raises:
         ConnectionError: No cluster answers.
+        InvalidIndexError: There is no index.
         RuntimeError: A shard does not start.
         ValueError: `replicas` is below one.
     """
@@ -299,12 +311,15 @@ def serve_shards(indexes: Sequence[str | Path], address: str, replicas: int = 1)
     deployments = [ShardDeployments(index, replicas) for index in indexes]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
-    import ray.serve
+    from ray import serve
 
     ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
     # What it reports of replicas that end is reported here, by the name of the shard.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    is_first = not _has_serve()
     try:
+        # Without its HTTP server: the requests come to the service, which encodes, filters and merges.
+        serve.start(proxy_location="Disabled")
         cores = ray.cluster_resources().get("CPU", 1.0)
         for each in deployments:
             count = len(each.shards) * replicas
@@ -312,6 +327,42 @@ def serve_shards(indexes: Sequence[str | Path], address: str, replicas: int = 1)
             each.start(cores / 2 / len(deployments))
         yield [each.reader() for each in deployments]
     finally:
-        for each in deployments:
-            each.end()
-        ray.shutdown()
+        try:
+            for each in deployments:
+                each.end()
+            if address != "local":
+                _wait_until_gone({name for each in deployments for name in each.names}, is_first)
+        finally:
+            ray.shutdown()
+
+
+def _has_serve() -> bool:
+    """Whether Ray Serve runs on the cluster already."""
+    import ray
+
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def _wait_until_gone(names: set[str], is_first: bool) -> None:
+    """Wait until applications are gone, and end Ray Serve itself where these were its first and only ones."""
+    from ray import serve
+
+    limit, left = time.monotonic() + END_SECONDS, names
+    try:
+        while left and time.monotonic() < limit:
+            there = set(serve.status().applications)
+            left = names & there
+            if is_first and there <= names:
+                serve.shutdown()
+                return
+            time.sleep(0.2)
+    except Exception as error:
+        logger.info(f"Ray Serve does not answer: {error}")
+    if left:
+        logger.info(
+            f"Ray Serve is still ending {', '.join(sorted(left))}; 'serve shutdown' ends all of its applications"
+        )
