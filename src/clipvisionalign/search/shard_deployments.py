@@ -48,10 +48,10 @@ class ShardSearch:
     """
 
     def __init__(self, index: str, shard: str, aligner: str) -> None:
-        self.place = shard_storage(index, shard) if shard else as_storage(index)
-        if read_manifest(self.place).aligner != aligner:
-            raise InvalidIndexError(f"{self.place}: on this machine an index of another model than where it is served")
-        self.reader = IndexReader(self.place)
+        self.storage = shard_storage(index, shard) if shard else as_storage(index)
+        if read_manifest(self.storage).aligner != aligner:
+            raise InvalidIndexError(f"{self.storage}: on this machine an index of another model than where it is served")
+        self.reader = IndexReader(self.storage)
 
     def search(self, queries: Sequence[VectorQuery], columns: Sequence[str]) -> list[NearestRows | Exception]:
         """Search the shard, see `IndexReader.search`.
@@ -66,7 +66,7 @@ class ShardSearch:
         results = self.reader.search(queries, columns)
         if any(isinstance(each, Exception) for each in results):
             # The service may have seen an update, with a new column, that this reader has not.
-            self.reader = IndexReader(self.place)
+            self.reader = IndexReader(self.storage)
             results = self.reader.search(queries, columns)
         return results
 
