@@ -50,7 +50,7 @@ class ShardSearch:
     def __init__(self, index: str, shard: str, aligner: str) -> None:
         self.storage = shard_storage(index, shard) if shard else as_storage(index)
         if read_manifest(self.storage).aligner != aligner:
-            raise InvalidIndexError(f"{self.storage}: on this machine an index of another model than where it is served")
+            raise InvalidIndexError(f"{self.storage}: an index of another model on this machine")
         self.reader = IndexReader(self.storage)
 
     def search(self, queries: Sequence[VectorQuery], columns: Sequence[str]) -> list[NearestRows | Exception]:
