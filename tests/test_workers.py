@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import subprocess
+import sys
 from dataclasses import fields
 
 import pytest
@@ -61,3 +63,35 @@ def test_workers_that_are_not_forked_make_the_same_batches_and_are_sent_no_weigh
             assert_equal(mine, other)
     # The tower itself has kept what it had.
     assert aligner.encode_captions(["a red circle"]).isfinite().all()
+
+
+SERVER = """
+import multiprocessing, signal, sys
+
+from torch.utils.data import TensorDataset
+import torch
+
+from clipvisionalign.data.loader import STOP_SIGNALS, iterate_dataset
+
+
+def blocked(queue):
+    queue.put(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    # It starts the tracker of resources, which unblocks signals where it is started within.
+    queue = multiprocessing.Queue()
+    assert len(list(iterate_dataset(TensorDataset(torch.arange(4)), 1, [0, 1, 2, 3]))) == 4
+    process = multiprocessing.Process(target=blocked, args=(queue,))
+    process.start()
+    print("blocked:", queue.get(timeout=60), "here:", signal.pthread_sigmask(signal.SIG_BLOCK, []))
+    process.join()
+"""
+
+
+def test_a_server_that_forks_workers_hands_no_blocked_signals_on(tmp_path):
+    """Its later processes, whoever starts them, can be asked to stop."""
+    (tmp_path / "program.py").write_text(SERVER)
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert "blocked: [] here: set()" in done.stdout, done.stdout + done.stderr[-2000:]

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -70,6 +71,9 @@ def _signals_blocked() -> Iterator[None]:
     if not HAS_SIGWAITINFO:
         yield
         return
+    if multiprocessing.get_start_method(allow_none=True) == "forkserver":
+        # One that were started below would hand the blocked signals on to all processes that it ever forks.
+        forkserver.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
