@@ -71,7 +71,7 @@ import multiprocessing, signal, sys
 from torch.utils.data import TensorDataset
 import torch
 
-from clipvisionalign.data.loader import STOP_SIGNALS, iterate_dataset
+from clipvisionalign.data.loader import iterate_dataset
 
 
 def blocked(queue):

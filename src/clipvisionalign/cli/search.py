@@ -254,12 +254,15 @@ def search(arguments: list[str]) -> int:
 
 def _is_index(word: str) -> bool:
     """Whether a word of a query is the path of an index."""
-    from clipvisionalign.search.manifest import has_index, read_whole_manifest
+    if not os.path.isdir(word):
+        return False
+    from clipvisionalign.search.manifest import read_whole_manifest
 
     try:
-        return os.path.isdir(word) and has_index(word) and bool(read_whole_manifest(word).aligner)
+        read_whole_manifest(word)
     except (OSError, ValueError):
         return False
+    return True
 
 
 def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:

@@ -24,8 +24,8 @@ from clipvisionalign.search.storage import InvalidIndexError, as_storage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a shard is taken not to answer; of the last of them as many as a shard has that is asked for its
-#: answer late, because another one took all of them.
+#: Seconds after which a shard is taken not to answer; and those that one has all the same whose answer is fetched late,
+#: because another shard was waited for.
 RESPONSE_SECONDS, LAST_SECONDS = 5.0, 0.25
 #: Seconds between two questions which replicas run, and between Ray's own to each of them.
 STATE_SECONDS, HEALTH_SECONDS = 0.5, 1.0
