@@ -1,13 +1,14 @@
 """Batches from worker processes, for tables and for streams.
 
 - A launcher (torchrun, Slurm, `timeout`) signals every process of a run. Which step is the last one is decided by the
-  process that trains: its workers leave SIGTERM and SIGINT to it, and end on its command, or when it is gone.
+  process that trains: its workers ignore SIGTERM and SIGINT, and end on its command, when it is gone, or killed by it.
 - An error in a worker is raised where the batch is asked for, with its own words; where in the worker it arose is a
   note.
 """
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import pickle
@@ -18,6 +19,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -25,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 #: What asks a run to stop.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Whether a worker can read the sender of a signal; not on macOS.
-HAS_SIGWAITINFO = hasattr(signal, "sigwaitinfo")
+#: Whether signals can be blocked; not on Windows.
+HAS_SIGNAL_MASKS = hasattr(signal, "pthread_sigmask")
 
 
 def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] | None = None) -> Iterator[Any]:
@@ -48,6 +52,7 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
     )
     # The loader draws its workers' seeds from a generator of its own, so that a second start draws none.
     generator = torch.Generator().manual_seed(0)
+    processes: list[BaseProcess] = []
     loader = DataLoader(
         wrapped,
         batch_size=None,
@@ -55,20 +60,56 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
         num_workers=workers,
         generator=generator,
         worker_init_fn=leave_signals_to_parent,
+        multiprocessing_context=_recording_context(processes) if workers else None,
     )
     with _signals_blocked():
-        # The workers inherit that: there is no moment at which a signal ends one of them.
+        # Workers that are forked inherit that: there is no moment at which a signal ends one of them.
         items = iter(loader)
-    for item in items:
-        if isinstance(item, _WorkerError):
-            raise item.error
-        yield item
+    at_exit = _kill_instead_of_terminate(processes)
+    try:
+        for item in items:
+            if isinstance(item, _WorkerError):
+                raise item.error
+            yield item
+    finally:
+        at_exit.cancel()
+
+
+def _recording_context(processes: list[BaseProcess]) -> BaseContext:
+    """The default way to start processes; those that are made are added to a list."""
+    context = multiprocessing.get_context()
+    recording = copy.copy(context)
+
+    def make(*args: Any, **kwargs: Any) -> BaseProcess:
+        process = context.Process(*args, **kwargs)
+        processes.append(process)
+        return process
+
+    setattr(recording, "Process", make)  # noqa: B010 - types know it as the class's
+    return recording
+
+
+def _kill_instead_of_terminate(processes: Sequence[BaseProcess]) -> Finalize:
+    """Let workers be ended by their owner although they ignore SIGTERM.
+
+    Returns:
+        What ends those that are alive when this process exits, which otherwise would wait for them for ever.
+    """
+    for process in processes:
+        # What the loader calls once a worker has not ended within seconds of its command.
+        setattr(process, "terminate", process.kill)  # noqa: B010
+
+    def kill() -> None:
+        for process in processes:
+            process.kill()
+
+    return Finalize(None, kill, exitpriority=0)
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
     """While processes are started that are to leave these signals to this one."""
-    if not HAS_SIGWAITINFO:
+    if not HAS_SIGNAL_MASKS:
         yield
         return
     if multiprocessing.get_start_method(allow_none=True) == "forkserver":
@@ -95,18 +136,10 @@ def leave_signals_to_parent(worker: int) -> None:
         owner.join()
         os._exit(0)
 
+    # Ignored rather than blocked: libraries have threads of their own, and a signal that any of them takes ends all.
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_owner, daemon=True).start()
-    if not HAS_SIGWAITINFO:
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-
-    def wait() -> None:
-        while True:
-            signal_info = signal.sigwaitinfo(STOP_SIGNALS)
-            if signal_info.si_signo == signal.SIGTERM and signal_info.si_pid == owner.pid:
-                os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
