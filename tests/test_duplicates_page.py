@@ -184,6 +184,46 @@ def test_a_service_that_is_read_only_shows_what_there_is_and_offers_no_decision(
     assert not (root / "gone" / "duplicates").exists()
 
 
+def test_an_answer_that_comes_late_moves_no_focus_and_changes_no_other_view(page, root):
+    waiting: list = []
+    page.locator(".group .decide").first.press("Enter")
+    until_note(page, "Remembered")
+    page.get_by_role("button", name="Decided").press("Enter")
+    page.wait_for_selector("#duplicates .group")
+    page.route("**/duplicates/forgotten*", lambda route: waiting.append(route))
+    page.locator(".group button").first.press("Enter")
+    while not waiting:
+        page.wait_for_timeout(20)
+    same_bytes = page.get_by_role("button", name="Same bytes")
+    # Still in the same view, the focus elsewhere; then in another view.
+    same_bytes.focus()
+    waiting.pop().continue_()
+    until(page, "document.querySelectorAll('#duplicates .group').length === 0")
+    assert focused(page).startswith("Same bytes")
+    page.unroute("**/duplicates/forgotten*")
+    page.get_by_role("button", name="Nearly the same").press("Enter")
+    page.wait_for_selector("#duplicates .group")
+    page.route("**/duplicates/decisions*", lambda route: waiting.append(route))
+    page.locator(".group .decide").first.press("Enter")
+    while not waiting:
+        page.wait_for_timeout(20)
+    same_bytes.press("Enter")
+    until_note(page, "25 groups")
+    with page.expect_response("**/duplicates/decisions*"):
+        waiting.pop().continue_()
+    page.wait_for_timeout(100)
+    assert "25 groups" in note(page)
+    assert focused(page).startswith("Same bytes")
+    assert len(read_decisions(root / "index")) == 1
+    # As other tests want it.
+    page.unroute("**/duplicates/decisions*")
+    page.get_by_role("button", name="Decided").press("Enter")
+    page.wait_for_selector("#duplicates .group")
+    page.locator(".group button").first.press("Enter")
+    until_note(page, "Taken back.")
+    assert read_decisions(root / "index") == []
+
+
 @pytest.mark.parametrize("page", [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], indirect=True)
 def test_axe_finds_no_fault_and_it_fits(page):
     from axe_playwright_python.sync_playwright import Axe
@@ -204,9 +244,10 @@ def test_axe_finds_no_fault_and_it_fits(page):
     page.get_by_role("button", name="Decided").press("Enter")
     page.wait_for_selector("#duplicates .group")
     check("decisions")
-    for _ in range(2):
+    for left in (1, 0):
         page.locator(".group button").first.press("Enter")
-        until_note(page, "Taken back.")
+        until(page, f"document.querySelectorAll('#duplicates .group').length === {left}")
+    until_note(page, "Taken back.")
     computing = {
         "state": "computing",
         "step": "comparing pairs of images",

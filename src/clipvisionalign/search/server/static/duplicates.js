@@ -164,11 +164,16 @@ export class Duplicates {
     return shown;
   }
 
-  /** Store something of a group, and draw what has become of it. */
-  async store(made, path, body, done) {
+  /** Store something of a group, and draw what has become of it, unless another view is open by then. `selector` names
+   * what has the focus afterwards, where it was in the group. */
+  async store(made, path, body, done, selector, at = 0) {
     try {
-      done(await ask(`${path}?index=${this.indexed}`, POST(body)));
+      const answer = path && await ask(`${path}?index=${this.indexed}`, POST(body));
+      if (!made.isConnected) return;
+      const focused = made.contains(document.activeElement);
+      done(answer);
       this.drawGroup(made);
+      if (focused) made.querySelectorAll(selector)[at]?.focus();
     } catch (error) { this.fail(error); }
   }
 
@@ -179,15 +184,12 @@ export class Duplicates {
       // What others have decided is not taken back with it.
       Object.assign(group, { added, said: added.length ? "Remembered: these are no duplicates." : "Someone else has decided this already." });
       this.note.textContent = group.said;
-    });
-    made.querySelector(".decide")?.focus();
+    }, ".decide");
   }
 
   async undo(made) {
     const { group } = made, undone = () => { Object.assign(group, { added: null, said: "" }); this.note.textContent = "Taken back."; };
-    if (group.added.length) await this.store(made, "/duplicates/forgotten", { pairs: group.added }, undone);
-    else { undone(); this.drawGroup(made); }
-    made.querySelector(".decide")?.focus();
+    await this.store(made, group.added.length ? "/duplicates/forgotten" : "", { pairs: group.added }, undone, ".decide");
   }
 
   /** Choose the image to keep; null takes the choice back. */
@@ -199,8 +201,7 @@ export class Duplicates {
       for (const each of group.images) Object.assign(each, { chosen: each === image, keep: image ? each === image : each.id === group.best });
       group.said = image ? "Remembered: this image is kept." : group.best === null ? "Taken back: load the groups again for the best." : "Taken back.";
       this.note.textContent = group.said;
-    });
-    made.querySelectorAll(".keep")[at]?.focus();
+    }, ".keep", at);
   }
 
   async copyPaths() {
@@ -236,11 +237,13 @@ export class Duplicates {
         const body = kind === "keep" ? { kept: [[images[0].hash, images[0].path]] } : { pairs: [images.map(({ hash }) => hash)] };
         try {
           await ask(`/duplicates/forgotten?index=${this.indexed}`, POST(body));
-          const next = made.nextElementSibling ?? made.previousElementSibling;
+          // Another view is open by now.
+          if (!made.isConnected) return;
+          const next = made.nextElementSibling ?? made.previousElementSibling, focused = made.contains(document.activeElement);
           made.remove();
           this.shown--;
           this.note.textContent = "Taken back.";
-          (next?.querySelector("button") ?? this.kinds.lastChild).focus();
+          if (focused) (next?.querySelector("button") ?? this.kinds.lastChild).focus();
         } catch (error) { this.fail(error); }
       }, { "aria-label": `Take back the decision on ${names}` }));
     }
