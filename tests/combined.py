@@ -39,6 +39,7 @@ AXES: dict[str, list[Any]] = {
     "init": ["", "late"],
     "freeze": ["image", "text", "both", "none", "all"],
     "freeze_layers": [[], ["text_tower.encoder.encoder.layer.0.*"]],
+    "freeze_blocks": [0, 2],
     "peft": ["none", "lora"],
     "loss": ["softmax", "sigmoid", "hardest", "hard_weighted"],
     "chunk": [0, 3],
@@ -215,7 +216,7 @@ class Given:
         return RunConfig(
             data=self.sources[row["data"], row["truncated"]], out=str(out), model=self.model(row["design"], row["tower"]),
             epochs=EPOCHS, batch=BATCH, init=self.base(row["tower"]) if row["init"] else "", freeze=row["freeze"],
-            freeze_layers=row["freeze_layers"], peft=row["peft"], lora=LoraConfig(rank=2),
+            freeze_layers=row["freeze_layers"], freeze_blocks=row["freeze_blocks"], peft=row["peft"], lora=LoraConfig(rank=2),
             loss=LossConfig(row["loss"], bias=-2.0), chunk=row["chunk"], precision=row["precision"], ema=row["ema"],
             workers=row["workers"], identity=row["identity"], captions=row["captions"], best_by=row["best_by"],
             cache=str(out.parent / "cache") if row["cache"] == "kept" else "off", augment="crop", views=2, trackers="",
@@ -333,8 +334,9 @@ def comparable_results(results: dict[str, Any]) -> dict[str, Any]:
     return {**summary, "chosen": {**results["chosen"], "model_in_sample": own}}
 
 
-def frozen_tower(row: dict[str, Any]) -> bool:
-    return row["freeze"] in ("image", "both", "all")
+def keeps_image_features(row: dict[str, Any]) -> bool:
+    """Whether outputs of the image tower, or of its first blocks, are kept on disk where that is not off."""
+    return row["freeze"] in ("image", "both", "all") or row["freeze_blocks"] > 0
 
 
 def is_frozen(name: str, row: dict[str, Any]) -> bool:
@@ -342,6 +344,14 @@ def is_frozen(name: str, row: dict[str, Any]) -> bool:
         return False
     if row["freeze"] == "all":
         return not name.startswith("fusion.")
+    # Of a transformer: what comes before its blocks, and two of these.
+    early = (
+        "patch_embed|pos_embed|cls_token|reg_token|blocks.0.|blocks.1."
+        if row["tower"] == "test_vit"
+        else ("conv1|bn1|layer1|layer2")
+    )
+    if row["freeze_blocks"] and name.startswith(tuple(f"image_tower.backbone.{part}" for part in early.split("|"))):
+        return True
     frozen = {"image": ("image_tower.",), "text": ("text_tower.",), "both": ("image_tower.", "text_tower."),
               "none": ()}[row["freeze"]]  # fmt: skip
     return name.startswith(frozen) or (

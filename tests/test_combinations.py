@@ -38,9 +38,9 @@ from combined import (
     Given,
     array,
     comparable_results,
-    frozen_tower,
     in_two,
     is_frozen,
+    keeps_image_features,
     refused,
     resume_in,
     some_rows,
@@ -119,7 +119,7 @@ def test_a_combination_loses_nothing_or_is_refused(number, row, given, tmp_path)
         assert not (tmp_path / "whole" / "metrics.jsonl").exists()
         return
     results = json.loads((tmp_path / "whole" / "results.json").read_text())
-    dropped = row["truncated"] and not is_stream(config.data) and row["cache"] == "kept" and frozen_tower(row)
+    dropped = row["truncated"] and not is_stream(config.data) and row["cache"] == "kept" and keeps_image_features(row)
     # Every sample in every epoch; one that cannot be read in none.
     readable = TRAIN - row["truncated"]
     assert len(watched.sample_counts) == readable, row

@@ -11,6 +11,7 @@ keyword alone; what followed it is keyword-only now.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -34,7 +35,8 @@ def add_old_members(module: ModuleType, table: MemberTable) -> None:
         class_name, _, method = name.rpartition(".")
         owner: Any = getattr(module, class_name) if class_name else module
         if parameters := old_names.get("parameters"):
-            thing = vars(owner)[method]
+            # As it is written there, or in a class that it is of.
+            thing = inspect.getattr_static(owner, method)
             if isinstance(thing, type):
                 constructor = "__new__" if issubclass(thing, tuple) else "__init__"
                 wrapper = _with_old_parameters(getattr(thing, constructor), name, parameters)

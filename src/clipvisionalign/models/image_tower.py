@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.images import ImageTransform
+from clipvisionalign.models.backbone_parts import BackboneParts, EarlyFeatures, backbone_parts, divide_backbone
 from clipvisionalign.models.image_weights import (
     EMBEDDED_IMAGE,
     ImageWeights,
@@ -108,6 +109,7 @@ class ImageTower(nn.Module):
         if config.blocks:
             _keep_first_blocks(backbone, config)
         self.backbone = backbone
+        self._division: int | None = None
         self.image_transform = _image_transform(backbone, config)
         #: Width of the pooled vector, number of patches, width of a patch.
         self.width, self.num_patches, self.patch_width = self._measure_shapes()
@@ -144,16 +146,44 @@ class ImageTower(nn.Module):
             self.backbone.train(training)
         return features.pooled.shape[-1], features.patches.shape[1], features.patches.shape[2]
 
-    def forward(self, pixels: Tensor) -> ImageFeatures:
+    def forward(self, pixels: Tensor | EarlyFeatures) -> ImageFeatures:
         """Encode images.
 
         Args:
-            pixels: (B, 3, S, S) uint8, or scaled.
+            pixels: (B, 3, S, S) uint8, or scaled; or what the first blocks gave, from which on they are encoded.
 
         Returns:
             Pooled (B, C) and patches (B, P, C').
         """
+        if isinstance(pixels, EarlyFeatures):
+            return self.features_of(self.parts().late(*pixels))
         return self.features_of(self.feature_map(pixels))
+
+    def parts(self) -> BackboneParts:
+        """The parts of the backbone.
+
+        Returns:
+            Its stem, blocks and what comes after them.
+
+        Raises:
+            ValueError: It is a backbone that is not divided.
+        """
+        if self._division is None:
+            self._division = divide_backbone(self.backbone, self.config.name)
+        return backbone_parts(self.backbone, self._division)
+
+    def early_features(self, pixels: Tensor, blocks: int) -> EarlyFeatures:
+        """Encode images by the first blocks alone.
+
+        Args:
+            pixels: (B, 3, S, S) uint8, or scaled.
+            blocks: Number of blocks.
+
+        Returns:
+            What `forward` takes in place of the pixels.
+        """
+        pixels = self.image_transform.normalize(pixels).contiguous(memory_format=torch.channels_last)
+        return EarlyFeatures(self.parts().early(pixels, blocks), blocks)
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """The last features of the backbone.

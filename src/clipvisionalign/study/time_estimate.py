@@ -17,7 +17,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.number_format import significant_format
 from clipvisionalign.progress import progress_step
 from clipvisionalign.study.config import Plan, Trial
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import RunConfig, cached_blocks
 from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.run_stage import stage_settings
@@ -120,13 +120,14 @@ def estimate_seconds(
     first_config = trials[0].config
     train_image_count = min(train_images, first_config.train_images or train_images)
     frozen = first_config.freeze in IMAGE_FROZEN
+    kept = frozen or cached_blocks(first_config) > 0
     views = 1 if first_config.augment == "none" else first_config.views
     seconds_by_phase = {
         "features of the frozen image tower": 0.0,
         "training": 0.0,
         "dev figures, audits, minimal pairs": 0.0,
     }
-    if frozen:
+    if kept:
         seconds_by_phase["features of the frozen image tower"] = timings[trials[0].variant].seconds_per_image * (
             train_image_count * views + len(eval_data)
         )

@@ -139,7 +139,7 @@ def _given_beside_pretrained(model: AlignerConfig) -> list[str]:
 
 
 #: Settings that came later, which hashes hold where they are used.
-_ADDED = ("stages", "distill", "captions")
+_ADDED = ("stages", "distill", "captions", "freeze_blocks")
 
 #: How the settings of the model that came later are written where they are not used.
 _WITHOUT_PRETRAINED = ", pretrained='', positions='own'"

@@ -19,6 +19,7 @@ from clipvisionalign.training.config import (
     FreezingConfig,
     RunConfig,
     RuntimeConfig,
+    cached_blocks,
     images_per_process,
     trains_from_random,
 )
@@ -126,7 +127,7 @@ def build_aligner(
     if aligner.logit_bias is not None:
         # No other loss has a gradient for it.
         aligner.logit_bias.requires_grad_(config.loss.name == "sigmoid")
-    redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers)
+    redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers, cached_blocks(config.freezing))
     if config.peft == "lora":
         add_lora(aligner, config.lora, config.freeze_layers)
     elif redundant_patterns and is_new_run:

@@ -56,6 +56,8 @@ def check_settings(config: RunConfig) -> None:
     _check_widths(config.model)
     if config.model.pretrained:
         _check_overridden(config.model)
+    if config.freeze_blocks:
+        _check_frozen_blocks(config)
     if config.peft == "lora" and config.freeze in ("all", "both"):
         raise ValueError(f"--peft lora trains adapters in a tower, and --freeze {config.freeze} freezes both")
     if config.profile and config.overwrite:
@@ -66,6 +68,20 @@ def check_settings(config: RunConfig) -> None:
             # Not given: two settings have other values for a pretrained model.
             if value is not None and not holds(value):
                 raise ValueError(f"--{name} should be {allowed}, not {value}")
+
+
+def _check_frozen_blocks(config: RunConfig) -> None:
+    """Raises ValueError for settings that frozen blocks of an image tower cannot be beside."""
+    if config.model.pretrained:
+        raise ValueError(
+            "--freeze_blocks is for an image tower by timm: freeze layers of a pretrained model by name "
+            "(--freeze_layers), or its whole tower (--freeze image)"
+        )
+    if config.peft == "lora" and config.lora.towers != "text":
+        raise ValueError(
+            "--freeze_blocks freezes a part of an image tower that is trained, and --peft lora all of it: leave one "
+            "out, or give adapters to fewer layers (--freeze_layers)"
+        )
 
 
 def _check_joined(config: RunConfig) -> None:
@@ -115,7 +131,7 @@ def _check_widths(model: AlignerConfig) -> None:
 
 #: Of settings that are numbers, which they may be; not a NaN, which is in no range.
 RANGES: list[tuple[str, Callable[[Any], bool], str]] = [
-    ("chunk epochs profile steps train_images workers seed", lambda value: value >= 0, "at least 0"),
+    ("chunk epochs profile steps train_images workers seed freeze_blocks", lambda value: value >= 0, "at least 0"),
     ("warmup ema loss.smoothing model.dropout lora.dropout", lambda value: 0 <= value < 1,
      "from 0 to below 1"),
     # Below 0: the encoder's own.

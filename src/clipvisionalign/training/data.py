@@ -24,9 +24,9 @@ from clipvisionalign.data.streams.sources import SavedDatasetStream, ShardStream
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.tokenizer import without_weights
 from clipvisionalign.progress import progress_step
+from clipvisionalign.training.cached_features import AnyFeatureCache
 from clipvisionalign.training.config import DatasetConfig, RunConfig
 from clipvisionalign.training.distributed import Distributed
-from clipvisionalign.training.feature_cache import ImageFeatureCache
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class TrainingData:
             return {"train": dataset_hashes(self.train, by_content), "dev": dataset_hashes(self.dev)}
 
     def batches(
-        self, augment: str, aligner: Aligner, features: ImageFeatureCache | None, seed: int = 0
+        self, augment: str, aligner: Aligner, features: AnyFeatureCache | None, seed: int = 0
     ) -> CaptionedBatches | StreamedBatches:
         """What deals the training split into batches; no image is opened where features are on disk.
 
@@ -190,7 +190,7 @@ class TrainingData:
         elif distributed.is_main:
             batches.restore_counters(counted)
 
-    def drop_unreadable(self, features: ImageFeatureCache) -> None:
+    def drop_unreadable(self, features: AnyFeatureCache) -> None:
         """Leave out the training images of which the image tower's cache has nothing.
 
         Args:

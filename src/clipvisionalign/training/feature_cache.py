@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -28,9 +29,11 @@ from clipvisionalign.data.hashes import dataset_hashes
 from clipvisionalign.files import atomic_write, remove_abandoned, user_cache_folder
 from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.aligner import AnyImageTower, AnyTextTower
-from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
+from clipvisionalign.models.eval_mode import eval_mode
+from clipvisionalign.models.image_tower import ImageTower
 from clipvisionalign.models.pretrained import PretrainedImageTower, PretrainedTextTower
 from clipvisionalign.progress import progress
+from clipvisionalign.training.cached_features import AnyFeatureCache, EarlyFeatureCache, ImageFeatureCache
 
 #: Raised when what is kept, or how, changes: older caches are then rebuilt.
 CACHE_FORMAT = 2
@@ -94,11 +97,12 @@ def cache_folder(setting: str = "auto") -> Path:
     return user_cache_folder() if setting == "auto" else Path(setting)
 
 
-def tower_fingerprint(tower: AnyImageTower | AnyTextTower) -> str:
+def tower_fingerprint(tower: AnyImageTower | AnyTextTower, blocks: int = 0) -> str:
     """A hash of the tower's weights and of the input that it wants.
 
     Args:
         tower: A tower.
+        blocks: Number of its first blocks whose weights are meant; 0 for the whole tower.
 
     Returns:
         16 hexadecimal digits.
@@ -111,73 +115,59 @@ def tower_fingerprint(tower: AnyImageTower | AnyTextTower) -> str:
         digest.update(f"pooled patches: {tower.pools_patches}".encode())
     elif isinstance(tower, PretrainedTextTower):
         digest.update(f"window {tower.window}, {tower.max_positions} positions".encode())
-    for name, tensor in sorted(tower.state_dict().items()):
+    weights = tower.state_dict()
+    if blocks:
+        weights = _early_weights(_divided(tower), blocks)
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-@dataclass
-class ImageFeatureCache:
-    """Features of N images in V views.
-
-    Attributes:
-        folder: Where they are.
-        pooled: (N, V, C) float16, on disk.
-        patches: (N, V, P, C) float16, on disk.
-        failures: Reasons, by the number of each image that could not be decoded.
-        rows: (n,) numbers of the images that are taken, see `select`; None for all.
-    """
-
-    folder: Path
-    pooled: np.ndarray
-    patches: np.ndarray
-    failures: dict[int, str]
-    rows: np.ndarray | None = None
-
-    def select(self, rows: np.ndarray) -> None:
-        """Take images at other places from now on: for a data set from which some images were left out.
-
-        Args:
-            rows: (n,) places among the cached images; image i is the one at `rows[i]`.
-        """
-        self.rows = rows
-
-    @property
-    def views(self) -> int:
-        """The number of cached views of each image."""
-        return self.pooled.shape[1]
-
-    def __call__(self, index: Tensor, view: Tensor, device: torch.device) -> ImageFeatures:
-        """The features of some images, each in one view.
-
-        Args:
-            index: (B,) numbers of the images.
-            view: (B,) numbers of their views.
-            device: Where the features go.
-
-        Returns:
-            Pooled (B, C) and patches (B, P, C), float32.
-        """
-        rows = index.numpy() if self.rows is None else self.rows[index.numpy()]
-        selection = (rows, view.numpy())
-        pooled = torch.from_numpy(self.pooled[selection].astype(np.float32))
-        patches = torch.from_numpy(self.patches[selection].astype(np.float32))
-        return ImageFeatures(pooled.to(device), patches.to(device))
+def _divided(tower: AnyImageTower | AnyTextTower) -> ImageTower:
+    assert isinstance(tower, ImageTower), "no other tower has blocks that are frozen alone"
+    return tower
 
 
-def image_features_size(images: int, views: int, tower: AnyImageTower) -> int:
+def _early_weights(tower: ImageTower, blocks: int) -> dict[str, Tensor]:
+    """All tensors that outputs of the first blocks depend on."""
+    parts = tower.parts()
+    weights = {f"{number}": parameter for number, parameter in enumerate(parts.stem_parameters)}
+    for number, module in enumerate(parts.early_modules(blocks)):
+        weights |= {f"part {number}.{name}": tensor for name, tensor in module.state_dict().items()}
+    return {f"{blocks} blocks, {name}": tensor for name, tensor in weights.items()}
+
+
+def _feature_shapes(tower: AnyImageTower, blocks: int) -> dict[str, tuple[int, ...]]:
+    """The arrays of a cache, by name the shape for an image in a view."""
+    if not blocks:
+        return {"pooled": (tower.width,), "patches": (tower.num_patches, tower.patch_width)}
+    divided = _divided(tower)
+    size = divided.image_transform.size
+    device = next(divided.parameters()).device
+    with torch.no_grad(), eval_mode(divided), torch.autocast(device.type, enabled=False):
+        features = divided.early_features(torch.zeros(1, 3, size, size, device=device), blocks).features
+    return {"early": _as_stored(features).shape[1:]}
+
+
+def _as_stored(features: Tensor) -> Tensor:
+    """Maps with their channels last, in which order the next layer reads them."""
+    return features.permute(0, 2, 3, 1) if features.ndim == 4 else features
+
+
+def image_features_size(images: int, views: int, tower: AnyImageTower, blocks: int = 0) -> int:
     """The space that features take on disk.
 
     Args:
         images: Number N of images.
         views: Number V of views.
         tower: The image tower.
+        blocks: Number of its first blocks whose outputs are kept; 0 for those of the whole tower.
 
     Returns:
         Bytes.
     """
-    return images * views * (tower.width + tower.num_patches * tower.patch_width) * 2
+    return images * views * sum(map(math.prod, _feature_shapes(tower, blocks).values())) * 2
 
 
 def has_free_space(folder: Path, required_bytes: int) -> bool:
@@ -227,8 +217,9 @@ def allocate_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
 
 
 def open_image_features(
-    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, what: str
-) -> ImageFeatureCache:
+    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, what: str,
+    blocks: int = 0,
+) -> AnyFeatureCache:  # fmt: skip
     """The cached features of a data set, computed first where they are not there yet.
 
     Args:
@@ -238,6 +229,7 @@ def open_image_features(
         views: V views.
         dtype: Of the tower.
         what: Named in the progress shown while computing.
+        blocks: Number of the tower's first blocks whose outputs are kept; 0 for those of the whole tower.
 
     Returns:
         The features.
@@ -246,14 +238,14 @@ def open_image_features(
         OSError: They cannot be written.
         FileExistsError: Another process wrote them at the same time, and they cannot be read.
     """
-    folder = _features_folder(root, data, tower, views, dtype)
+    folder = _features_folder(root, data, tower, views, dtype, blocks)
     if not (folder / "about.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder.parent)
         try:
             with atomic_write(folder, sync=False, unique_name=True) as aside:
                 aside.mkdir()
-                _compute(aside, data, tower, views, dtype, what)
+                _compute(aside, data, tower, views, dtype, what, blocks)
                 if (folder / "about.json").is_file():
                     raise FileExistsError(f"{folder}: is there")
         except OSError:
@@ -262,19 +254,21 @@ def open_image_features(
                 raise
     metadata = json.loads((folder / "about.json").read_text())
     failures = {int(index): reason for index, reason in metadata["failures"].items()}
+    if blocks:
+        return EarlyFeatureCache(folder, np.load(folder / "early.npy", mmap_mode="r"), blocks, failures)
     pooled, patches = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pooled", "patches"))
     return ImageFeatureCache(folder, pooled, patches, failures)
 
 
 def _features_folder(
-    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype
+    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, blocks: int
 ) -> Path:
-    key = repr((CACHE_FORMAT, dataset_hashes(data), tower_fingerprint(tower), tuple(views), str(dtype)))
+    key = repr((CACHE_FORMAT, dataset_hashes(data), tower_fingerprint(tower, blocks), tuple(views), str(dtype)))
     return root / "features" / hashlib.sha256(key.encode()).hexdigest()[:20]
 
 
 def image_features_exist(
-    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype
+    root: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, blocks: int = 0
 ) -> bool:
     """Whether `open_image_features` would find them on disk, and need no space.
 
@@ -284,28 +278,31 @@ def image_features_exist(
         tower: The image tower.
         views: V views.
         dtype: Of the tower.
+        blocks: As of `open_image_features`.
 
     Returns:
         Whether it would.
     """
-    return (_features_folder(root, data, tower, views, dtype) / "about.json").is_file()
+    return (_features_folder(root, data, tower, views, dtype, blocks) / "about.json").is_file()
 
 
 @torch.inference_mode()
 def _compute(
-    folder: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, what: str
-) -> None:
+    folder: Path, data: CaptionedImages, tower: AnyImageTower, views: Sequence[View], dtype: torch.dtype, what: str,
+    blocks: int,
+) -> None:  # fmt: skip
     """Write the features of all images, in all views, into an empty folder."""
     device = next(tower.parameters()).device
-    count, size = len(data), image_features_size(len(data), len(views), tower)
-    shapes = {
-        "pooled": (count, len(views), tower.width),
-        "patches": (count, len(views), tower.num_patches, tower.patch_width),
-    }
-    arrays = {name: allocate_array(folder / f"{name}.npy", np.float16, shape) for name, shape in shapes.items()}
-    failures: dict[int, str] = {}
     tower.eval()
-    title = f"{what}: image tower, {len(views)} view{'s'[: len(views) > 1]}, {size / 2**30:.1f} GiB, images"
+    count, shapes = len(data), _feature_shapes(tower, blocks)
+    size = image_features_size(len(data), len(views), tower, blocks)
+    arrays = {
+        name: allocate_array(folder / f"{name}.npy", np.float16, (count, len(views), *shape))
+        for name, shape in shapes.items()
+    }
+    failures: dict[int, str] = {}
+    part = f"{blocks} blocks of the image tower" if blocks else "image tower"
+    title = f"{what}: {part}, {len(views)} view{'s'[: len(views) > 1]}, {size / 2**30:.1f} GiB, images"
 
     def transform_views(index: int) -> tuple[list[Tensor], list[str]]:
         pixels = []
@@ -336,8 +333,10 @@ def _compute(
             stacked = torch.stack([tensor for pixels, _ in transformed for tensor in pixels])
             stacked = stacked.to(device, memory_format=torch.channels_last)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                features = tower(stacked)
-            for name, tensor in zip(("pooled", "patches"), features, strict=True):
+                features = (
+                    [_as_stored(_divided(tower).early_features(stacked, blocks).features)] if blocks else tower(stacked)
+                )
+            for name, tensor in zip(shapes, features, strict=True):
                 values = tensor.float().cpu().numpy().astype(np.float16)
                 arrays[name][good] = values.reshape(len(good), len(views), *values.shape[1:])
     for array in arrays.values():

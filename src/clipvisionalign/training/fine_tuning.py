@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from clipvisionalign.models.aligner import PAIR_SCORER_PREFIXES, Aligner
+from clipvisionalign.models.image_tower import ImageTower
 from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.models.pretrained import PretrainedImageTower
 
@@ -48,7 +49,7 @@ class LoraConfig:
     dropout: float = 0.0
 
 
-def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
+def freeze(aligner: Aligner, mode: str, patterns: list[str], blocks: int = 0) -> list[str]:
     """Freeze towers, and parameters by name; what a tower had is replaced.
 
     The embeddings of tokens stay frozen in a text tower that is trained: words that no training caption holds should
@@ -58,12 +59,13 @@ def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
         aligner: The model; it is changed itself.
         mode: "image", "text", "both", "none", or "all" for everything but a fusion.
         patterns: Names of parameters, with *.
+        blocks: Number of the image tower's first blocks that stay as they are, with all that comes before them.
 
     Returns:
         The patterns that froze nothing more.
 
     Raises:
-        ValueError: No parameter has a name that fits a pattern.
+        ValueError: No parameter has a name that fits a pattern, or the image tower has not so many blocks.
     """
     if mode == "all":
         aligner.requires_grad_(False)
@@ -75,6 +77,10 @@ def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
         if mode not in TEXT_FROZEN:
             # Words that no training caption holds should keep their place beside those that some hold.
             aligner.text_tower.input_embeddings().requires_grad_(False)
+    if blocks:
+        parts = divided_tower(aligner, blocks).parts()
+        for parameter in parts.early_parameters(blocks):
+            parameter.requires_grad_(False)
     names = dict(aligner.named_parameters())
     redundant_patterns = []
     for pattern in patterns:
@@ -89,15 +95,40 @@ def freeze(aligner: Aligner, mode: str, patterns: list[str]) -> list[str]:
     return redundant_patterns
 
 
-def set_train_mode(aligner: Aligner, freeze: str) -> None:
+def divided_tower(aligner: Aligner, blocks: int) -> ImageTower:
+    """The image tower of a model, of which some blocks are frozen.
+
+    Args:
+        aligner: The model.
+        blocks: Their number.
+
+    Returns:
+        The tower.
+
+    Raises:
+        ValueError: It is not divided into blocks, or into fewer.
+    """
+    tower = aligner.image_tower
+    assert not isinstance(tower, PretrainedImageTower), "settings are refused before (check_settings)"
+    count = len(tower.parts().blocks)
+    if blocks > count:
+        raise ValueError(f"--freeze_blocks {blocks}: {tower.config.name} has {count}; --freeze image freezes all")
+    return tower
+
+
+def set_train_mode(aligner: Aligner, freeze: str, blocks: int = 0) -> None:
     """Put an aligner into the mode in which a step is taken: training, what is frozen as it encodes.
 
     Args:
         aligner: The model.
         freeze: As `RunConfig.freeze`.
+        blocks: As `RunConfig.freeze_blocks`.
     """
     aligner.train()
     set_frozen_eval(aligner, freeze)
+    if blocks:
+        for module in divided_tower(aligner, blocks).parts().early_modules(blocks):
+            module.eval()
 
 
 def set_frozen_eval(aligner: Aligner, mode: str) -> None:

@@ -11,23 +11,24 @@ from torch import Tensor, nn
 
 from clipvisionalign.batch import Batch
 from clipvisionalign.models.aligner import Aligner
+from clipvisionalign.models.backbone_parts import EarlyFeatures
 from clipvisionalign.models.heads import CaptionEmbeddings, ImageEmbeddings
 from clipvisionalign.models.image_tower import ImageFeatures
 from clipvisionalign.models.text_tower import CaptionFeatures
+from clipvisionalign.training.cached_features import AnyFeatureCache, embed_cached
 from clipvisionalign.training.caption_features import CaptionFeatureCache
 from clipvisionalign.training.contrastive import DualEncoderLoss
-from clipvisionalign.training.feature_cache import ImageFeatureCache
 
 
 class PrecomputedFeatures(NamedTuple):
     """Outputs of frozen towers for a batch.
 
     Attributes:
-        images: Features of the B images; None if the image tower has to run.
+        images: Features of the B images, or what the image tower's first blocks gave; None if it has to run as a whole.
         captions: Outputs for the M captions, in the batch's order; None if the text tower has to run.
     """
 
-    images: ImageFeatures | None = None
+    images: ImageFeatures | EarlyFeatures | None = None
     captions: CaptionFeatures | None = None
 
 
@@ -110,7 +111,7 @@ class Towers(nn.Module):
                 if features is None:
                     assert batch.pixels is not None
                     features = aligner.image_tower(batch.pixels)
-                embed_image_features = aligner.embed_image_features(features)
+                embed_image_features = embed_cached(aligner, features)
             if aligner.late is None:
                 embed_image_features = ImageEmbeddings(embed_image_features.vectors, None)
         if captions:
@@ -129,12 +130,13 @@ class FeatureLookup:
     """Precomputed outputs of frozen towers for a batch.
 
     Attributes:
-        image_features: Features of all training images in several views; None if the image tower is not cached.
+        image_features: Features of all training images in several views, by the image tower or its first blocks; None
+            if neither is cached.
         caption_features: Outputs for all training captions; None if the text tower is not cached.
         device: Where they are needed.
     """
 
-    image_features: ImageFeatureCache | None
+    image_features: AnyFeatureCache | None
     caption_features: CaptionFeatureCache | None
     device: torch.device
 

@@ -13,12 +13,12 @@ import torch
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner, AnyTextTower
 from clipvisionalign.training.caption_features import CaptionFeatureCache, caption_features_exist, open_caption_features
-from clipvisionalign.training.config import RunConfig, caches_caption_features, caches_image_features
+from clipvisionalign.training.config import RunConfig, cached_blocks, caches_caption_features, caches_image_features
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.feature_cache import (
+    AnyFeatureCache,
     DiskFullError,
-    ImageFeatureCache,
     View,
     augmentation_views,
     cache_folder,
@@ -125,8 +125,8 @@ def load_frozen_image_features(
     dtype: torch.dtype,
     distributed: Distributed,
     used_before: bool | None = None,
-) -> tuple[ImageFeatureCache | None, ImageFeatureCache | None]:
-    """Features of both splits by a frozen image tower.
+) -> tuple[AnyFeatureCache | None, AnyFeatureCache | None]:
+    """Features of both splits by a frozen image tower, or by the first blocks of one that are frozen.
 
     They are computed once by the main process and kept on disk. Training images that turn out not to be decodable are
     left out of `data`.
@@ -153,20 +153,24 @@ def load_frozen_image_features(
     train = data.train
     if not isinstance(train, CaptionedImages):
         return None, None
-    root, tower = cache_folder(config.cache), aligner.image_tower
+    root, tower, blocks = cache_folder(config.cache), aligner.image_tower, cached_blocks(config.freezing)
     requests = [FeatureRequest(train, augmentation_views(config.augment, config.views), dtype, "train")]
     if not config.profile:
         # A profile measures no dev gallery.
         requests.append(FeatureRequest(data.dev, augmentation_views("none", 1), torch.float32, "dev"))
     room = CacheSpace(
-        root, [image_features_size(len(each.data), len(each.views), tower) for each in requests], "image features"
+        root,
+        [image_features_size(len(each.data), len(each.views), tower, blocks) for each in requests],
+        "image features",
     )
 
-    def open_caches() -> list[ImageFeatureCache]:
-        return [open_image_features(root, each.data, tower, each.views, each.dtype, each.what) for each in requests]
+    def open_caches() -> list[AnyFeatureCache]:
+        return [
+            open_image_features(root, each.data, tower, each.views, each.dtype, each.what, blocks) for each in requests
+        ]
 
     def parts_exist() -> list[bool]:
-        return [image_features_exist(root, each.data, tower, each.views, each.dtype) for each in requests]
+        return [image_features_exist(root, each.data, tower, each.views, each.dtype, blocks) for each in requests]
 
     caches = _compute_once(room, parts_exist, open_caches, distributed, used_before)
     if caches is None:

@@ -109,6 +109,8 @@ def _idle_in_run(config: RunConfig, processes: int) -> list[tuple[list[str], str
     if config.freeze in IMAGE_FROZEN and not (config.peft == "lora" and config.lora.towers != "text"):
         report(f"{how}: the image tower is not trained", own("image_lr"))
         frozen.append("image")
+    if config.freeze in IMAGE_FROZEN:
+        report(f"{how}: the image tower is frozen as a whole", own("freeze_blocks"))
     if config.freeze in TEXT_FROZEN and not (config.peft == "lora" and config.lora.towers != "image"):
         report(f"{how}: the text tower is not trained", own("text_lr"))
         frozen.append("text")

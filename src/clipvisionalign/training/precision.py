@@ -11,8 +11,8 @@ from torch import Tensor
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import fastest_dtype
 from clipvisionalign.training.checkpoint import random_states, restore_random_states
-from clipvisionalign.training.config import RunConfig
-from clipvisionalign.training.fine_tuning import set_train_mode
+from clipvisionalign.training.config import RunConfig, cached_blocks, caches_image_features
+from clipvisionalign.training.fine_tuning import divided_tower, set_train_mode
 
 #: What `choose_dtypes` has found in this process, by all that it depends on.
 _CHOSEN_DTYPES: dict[str, tuple[torch.dtype, torch.dtype]] = {}
@@ -56,12 +56,19 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         return run
 
     device = aligner.device
-    set_train_mode(aligner, config.freeze)
+    set_train_mode(aligner, config.freeze, cached_blocks(config))
     pixels = aligner.image_tower.image_transform.random_pixels(8).to(device)
     ids = torch.randint(5, min(1000, aligner.text_tower.vocab_size), (64, 16)).to(device)
 
+    # What is kept on disk takes no time in a step.
+    blocks = cached_blocks(config.freezing) if caches_image_features(config.freezing) else 0
+
     def image_work(images: int) -> Callable[[], None]:
-        return work(lambda: aligner.image_tower(pixels[:images]).patches, aligner.image_tower)
+        given = pixels[:images]
+        if blocks:
+            with torch.no_grad():
+                given = divided_tower(aligner, blocks).early_features(given, blocks)
+        return work(lambda: aligner.image_tower(given).patches, aligner.image_tower)
 
     def text_work(captions: int) -> Callable[[], None]:
         tokens = ids[:captions]

@@ -18,10 +18,11 @@ from clipvisionalign.images import ImageSource
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.progress import progress
+from clipvisionalign.training.cached_features import AnyFeatureCache, embed_cached
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.distillation import START_FILES, START_VECTORS
 from clipvisionalign.training.distributed import Distributed
-from clipvisionalign.training.feature_cache import ImageFeatureCache, allocate_array
+from clipvisionalign.training.feature_cache import allocate_array
 from clipvisionalign.training.forward import FeatureLookup
 from clipvisionalign.training.init_run import load_init_weights
 from clipvisionalign.training.validation import interleave_rows
@@ -129,7 +130,7 @@ def _encode_images(start: Aligner, images: Sequence[ImageSource]) -> Tensor:
 
 
 @torch.no_grad()
-def _embed_cached(start: Aligner, features: ImageFeatureCache, rows: list[int]) -> Tensor:
+def _embed_cached(start: Aligner, features: AnyFeatureCache, rows: list[int]) -> Tensor:
     """Unit vectors (n, D) of images whose features are on disk, in the view without augmentation."""
     index = torch.tensor(rows)
-    return start.embed_image_features(features(index, torch.zeros_like(index), start.device)).vectors.cpu()
+    return embed_cached(start, features(index, torch.zeros_like(index), start.device)).vectors.cpu()

@@ -16,10 +16,10 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.pair_scorer import EncodedImages, PairScorer
 from clipvisionalign.retrieval.metrics import RetrievalMetrics, metrics_of_ranks
 from clipvisionalign.retrieval.ranks import WorkerShard, ranks_of_vectors
+from clipvisionalign.training.cached_features import AnyFeatureCache, embed_cached
 from clipvisionalign.training.caption_features import CaptionFeatureCache
 from clipvisionalign.training.contrastive import DualEncoderLoss
 from clipvisionalign.training.distributed import Distributed
-from clipvisionalign.training.feature_cache import ImageFeatureCache
 from clipvisionalign.training.gathered_batch import GatheredBatch
 from clipvisionalign.training.halves import DevHalves, positives_of, split_halves
 from clipvisionalign.training.sharding import full_tensor
@@ -39,7 +39,7 @@ class DistributedAligner:
     """
 
     def __init__(
-        self, aligner: Aligner, distributed: Distributed, image_features: ImageFeatureCache | None = None
+        self, aligner: Aligner, distributed: Distributed, image_features: AnyFeatureCache | None = None
     ) -> None:
         self.aligner, self.distributed, self.image_features = aligner, distributed, image_features
 
@@ -58,13 +58,13 @@ class DistributedAligner:
         return self._gather(partial(self._encode_cached_images, self.image_features, indices))
 
     @torch.no_grad()
-    def _encode_cached_images(self, features: ImageFeatureCache, indices: range) -> Tensor:
+    def _encode_cached_images(self, features: AnyFeatureCache, indices: range) -> Tensor:
         """The vectors (n, D) of images whose features are on disk."""
         self.aligner.eval()
         parts = [torch.empty(0, self.aligner.width)]
         for index in torch.tensor(list(indices), dtype=torch.long).split(256):
             cached = features(index, torch.zeros_like(index), self.aligner.device)
-            parts.append(self.aligner.embed_image_features(cached).vectors.cpu())
+            parts.append(embed_cached(self.aligner, cached).vectors.cpu())
         return torch.cat(parts)
 
     def encode_captions(self, captions: Sequence[str]) -> Tensor:
@@ -295,7 +295,7 @@ class DevGallery:
     def __init__(
         self,
         data: CaptionedImages,
-        image_features: ImageFeatureCache | None,
+        image_features: AnyFeatureCache | None,
         loss_fn: DualEncoderLoss,
         batch_size: int,
         distributed: Distributed,

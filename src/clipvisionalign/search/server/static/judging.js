@@ -154,9 +154,10 @@ export class Judging {
     const takeBack = button("Take back", async () => {
       try {
         await this.send({ query, relevant: null, replaces: time });
+        const focused = by("judged-list").contains(document.activeElement);
         this.list();
         this.offer(this.shown);
-        (by("judged-list").querySelector("button") ?? by("judged").querySelector("form button")).focus();
+        if (focused) (by("judged-list").querySelector("button") ?? by("judged").querySelector("form button")).focus();
       } catch (error) { by("judged-note").textContent = error.message; }
     }, { "aria-label": `Take back the judgement of ${nameOf(query)}` });
     return element("li", {}, link, element("span", { class: "value" }, relevant.length ? plural(relevant.length, "image") : "nothing"), takeBack);
