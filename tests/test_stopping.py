@@ -133,6 +133,8 @@ def test_workers_end_with_the_process_that_they_work_for(tmp_path, work, method)
         process.kill()
     else:
         assert process.wait(60) == 1
+        # How the workers were ended is no error beside it.
+        assert process.said.strip().splitlines()[-1] == "RuntimeError: an error that nobody handles"
     limit = time.monotonic() + 15
     while any(map(alive, workers)) and time.monotonic() < limit:
         time.sleep(0.05)

@@ -1,14 +1,13 @@
 """Batches from worker processes, for tables and for streams.
 
 - A launcher (torchrun, Slurm, `timeout`) signals every process of a run. Which step is the last one is decided by the
-  process that trains: its workers ignore SIGTERM and SIGINT, and end on its command, when it is gone, or killed by it.
+  process that trains: its workers ignore SIGTERM and SIGINT, and end on its command, or when it is gone.
 - An error in a worker is raised where the batch is asked for, with its own words; where in the worker it arose is a
   note.
 """
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import pickle
@@ -18,9 +17,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -52,58 +51,29 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
     )
     # The loader draws its workers' seeds from a generator of its own, so that a second start draws none.
     generator = torch.Generator().manual_seed(0)
-    processes: list[BaseProcess] = []
+    reader, writer = multiprocessing.Pipe(duplex=False)
     loader = DataLoader(
         wrapped,
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
         generator=generator,
-        worker_init_fn=leave_signals_to_parent,
-        multiprocessing_context=_recording_context(processes) if workers else None,
+        worker_init_fn=partial(leave_signals_to_parent, end=reader),
     )
-    with _signals_blocked():
-        # Workers that are forked inherit that: there is no moment at which a signal ends one of them.
-        items = iter(loader)
-    at_exit = _kill_instead_of_terminate(processes)
+    # Else this process would wait for them for ever when it exits.
+    at_exit = Finalize(None, writer.send_bytes, (b"end",), exitpriority=0)
     try:
+        with _signals_blocked():
+            # Workers that are forked inherit that: there is no moment at which a signal ends one of them.
+            items = iter(loader)
         for item in items:
             if isinstance(item, _WorkerError):
                 raise item.error
             yield item
     finally:
-        at_exit.cancel()
-
-
-def _recording_context(processes: list[BaseProcess]) -> BaseContext:
-    """The default way to start processes; those that are made are added to a list."""
-    context = multiprocessing.get_context()
-    recording = copy.copy(context)
-
-    def make(*args: Any, **kwargs: Any) -> BaseProcess:
-        process = context.Process(*args, **kwargs)
-        processes.append(process)
-        return process
-
-    setattr(recording, "Process", make)  # noqa: B010 - types know it as the class's
-    return recording
-
-
-def _kill_instead_of_terminate(processes: Sequence[BaseProcess]) -> Finalize:
-    """Let workers be ended by their owner although they ignore SIGTERM.
-
-    Returns:
-        What ends those that are alive when this process exits, which otherwise would wait for them for ever.
-    """
-    for process in processes:
-        # What the loader calls once a worker has not ended within seconds of its command.
-        setattr(process, "terminate", process.kill)  # noqa: B010
-
-    def kill() -> None:
-        for process in processes:
-            process.kill()
-
-    return Finalize(None, kill, exitpriority=0)
+        at_exit()
+        writer.close()
+        reader.close()
 
 
 @contextmanager
@@ -122,18 +92,21 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals_to_parent(worker: int) -> None:
+def leave_signals_to_parent(worker: int, end: Connection | None = None) -> None:
     """Let a worker be ended by the process that it works for, and by no one else's signal.
 
     Args:
         worker: Number of the worker, which PyTorch passes.
+        end: On which the process that it works for sends something to end it.
     """
     # Not the process of `os.getppid()`, which may be a server that forks for it.
     owner = multiprocessing.parent_process()
     assert owner is not None
+    ends: list[Any] = [owner.sentinel, *([] if end is None else [end])]
 
     def end_with_owner() -> None:
-        owner.join()
+        # It is not read: all workers are sent it.
+        wait(ends)
         os._exit(0)
 
     # Ignored rather than blocked: libraries have threads of their own, and a signal that any of them takes ends all.
