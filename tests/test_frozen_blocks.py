@@ -117,6 +117,18 @@ def test_what_is_kept_goes_on_as_pixels_do(name, augment, tmp_path, scenes_folde
     assert changed.folder != cached.folder
 
 
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_outputs_beyond_half_precision_are_refused_and_not_kept_as_infinity(blocks, tmp_path, scenes_folder):
+    tower = tower_of("test_resnet", 32)
+    data = read_captioned_images(scenes_folder).split("dev")
+    for module in tower.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 1e5)
+    with pytest.raises(ValueError, match="above 65,504, the largest number that is kept on disk: give --cache off"):
+        open_image_features(tmp_path, data, tower, augmentation_views("none", 1), torch.float32, "dev", blocks)
+    assert not list((tmp_path / "features").iterdir())
+
+
 def test_what_is_frozen_has_no_gradient_and_gathers_no_statistics(tiny_model):
     model = tiny_model()
     aligner = Aligner(replace(model, image_tower=replace(model.image_tower, name="test_resnet", size=32)))

@@ -150,6 +150,19 @@ def _feature_shapes(tower: AnyImageTower, blocks: int) -> dict[str, tuple[int, .
     return {"early": _as_stored(features).shape[1:]}
 
 
+def _as_half(tensor: Tensor, what: str) -> np.ndarray:
+    """In half precision. Raises ValueError for what that cannot hold."""
+    with np.errstate(over="ignore"):
+        values = tensor.float().cpu().numpy().astype(np.float16)
+    if not np.isfinite(values).all():
+        limit = float(np.finfo(np.float16).max)
+        raise ValueError(
+            f"outputs of the {what.removeprefix('the ')} are not finite or above {limit:,.0f}, the largest number that "
+            "is kept on disk: give --cache off"
+        )
+    return values
+
+
 def _as_stored(features: Tensor) -> Tensor:
     """Maps with their channels last, in which order the next layer reads them."""
     return features.permute(0, 2, 3, 1) if features.ndim == 4 else features
@@ -337,7 +350,7 @@ def _compute(
                     [_as_stored(_divided(tower).early_features(stacked, blocks).features)] if blocks else tower(stacked)
                 )
             for name, tensor in zip(shapes, features, strict=True):
-                values = tensor.float().cpu().numpy().astype(np.float16)
+                values = _as_half(tensor, part)
                 arrays[name][good] = values.reshape(len(good), len(views), *values.shape[1:])
     for array in arrays.values():
         array.flush()
