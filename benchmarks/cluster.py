@@ -25,7 +25,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,10 @@ class Answers:
         missing = {each["shard"] for each in body.get("incomplete", [])}
         expected = [row for row in self.ranked[number] if self.shard_of[row[0]] not in missing][:COUNT]
         scores = dict(self.ranked[number])
-        found = [hit["path"] for hit in body["found"]]
+        found = [hit["path"] for hit in body.get("found", [])]
         return (
             len(found) == len(expected) == len(set(found))
-            and all(self.shard_of[each] not in missing for each in found)
+            and all(each in scores and self.shard_of[each] not in missing for each in found)
             and all(abs(scores[one] - score) < SAME_COSINE for one, (_, score) in zip(found, expected, strict=True))
         )
 
@@ -91,7 +91,7 @@ class Load:
 
     def figures(self, elapsed: float) -> dict[str, Any]:
         """Percentiles in milliseconds, the rate, and counts."""
-        p50, p99 = np.percentile(1000 * np.array(self.seconds), [50, 99])
+        p50, p99 = np.percentile(1000 * np.array(self.seconds or [np.nan]), [50, 99])
         return {
             "p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1),
             "searches_per_second": round(len(self.seconds) / elapsed, 1), "searches": len(self.seconds),
@@ -167,26 +167,34 @@ def under_load(
     return load, time.perf_counter() - start
 
 
-def replicas() -> set[int]:
-    """The processes on this machine that search shards."""
-    numbers = set()
+def replicas(address: str) -> list[int]:
+    """The processes that search shards on a cluster of this benchmark's own."""
+    import ray
+    from ray import serve
+
+    ray.init(address, log_to_driver=False)
+    try:
+        names = [name.encode() for name in serve.status().applications]
+    finally:
+        ray.shutdown()
+    lines = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes()
-        except OSError:
-            continue
-        if line.startswith(b"ray::ServeReplica") and b"clipvisionalign-" in line:
-            numbers.add(int(path.parent.name))
-    return numbers
+        with suppress(OSError):
+            lines[int(path.parent.name)] = path.read_bytes()
+    return sorted(
+        number
+        for number, line in lines.items()
+        if line.startswith(b"ray::ServeReplica") and any(name in line for name in names)
+    )
 
 
-def killed(port: int, mine: set[int], answers: Answers, clients: int, seconds: float) -> dict[str, Any]:
+def killed(port: int, mine: list[int], answers: Answers, clients: int, seconds: float) -> dict[str, Any]:
     """Figures of a load in which one replica is killed. mine: those of this service."""
     moments: list[float] = []
 
     def kill() -> None:
         moments.append(time.perf_counter())
-        os.kill(min(mine), signal.SIGKILL)
+        os.kill(mine[0], signal.SIGKILL)
 
     load, elapsed = under_load(port, answers, clients, seconds, kill)
     last = max(load.incomplete, default=moments[0])
@@ -218,9 +226,9 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 with progress_step(f"{given.clients} clients, {name}"), served(index, *flags) as port:
                     load, elapsed = under_load(port, answers, given.clients, given.seconds / TURNS)
                 turns[name].append(load.figures(elapsed))
-        name, before = f"{max(numbers)} shards on Ray", replicas()
+        name = f"{max(numbers)} shards on Ray"
         with progress_step(f"{name}, one killed"), served(services[name][0], *services[name][1]) as port:
-            fault = killed(port, replicas() - before, answers, given.clients, max(60.0, given.seconds))
+            fault = killed(port, replicas(cluster.address), answers, given.clients, max(60.0, given.seconds))
     finally:
         cluster.shutdown()
     images = len(answers.shard_of)

@@ -204,6 +204,30 @@ def test_an_answer_that_comes_late_moves_no_focus_and_changes_no_other_view(page
     page.get_by_role("button", name="Nearly the same").press("Enter")
     page.wait_for_selector("#duplicates .group")
     page.route("**/duplicates/decisions*", lambda route: waiting.append(route))
+    # A group stores one thing at a time; the focus stays where it went meanwhile, in the group too.
+    group = page.locator(".group").first
+    for control in (group.locator(".decide"), group.locator(".decide"), group.locator(".keep").last):
+        control.press("Enter")
+        while not waiting:
+            page.wait_for_timeout(20)
+    page.wait_for_timeout(200)
+    assert len(waiting) == 1
+    waiting.pop().continue_()
+    until_note(page, "Remembered: these are no duplicates.")
+    until(page, "document.activeElement.closest('.group') !== null")
+    assert page.evaluate("document.activeElement.className") == "group decided"
+    group.locator(".decide").press("Enter")
+    until_note(page, "Taken back.")
+    group.locator(".decide").press("Enter")
+    while not waiting:
+        page.wait_for_timeout(20)
+    same_bytes.press("Enter")
+    until_note(page, "25 groups")
+    waiting.pop().fulfill(status=409, json={"detail": "an index that has changed"})
+    until_note(page, "What was decided before is not stored: an index that has changed")
+    assert not page.get_by_role("button", name="Load the groups again").is_visible()
+    page.get_by_role("button", name="Nearly the same").press("Enter")
+    page.wait_for_selector("#duplicates .group")
     page.locator(".group .decide").first.press("Enter")
     while not waiting:
         page.wait_for_timeout(20)

@@ -18,10 +18,10 @@ from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.aligner_config import AlignerConfig
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
-from clipvisionalign.training import feature_cache
+from clipvisionalign.training import feature_cache, precision
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.config_checks import check_settings
-from clipvisionalign.training.feature_cache import augmentation_views, open_image_features
+from clipvisionalign.training.feature_cache import augmentation_views, open_image_features, tower_fingerprint
 from clipvisionalign.training.fine_tuning import freeze, set_train_mode
 from clipvisionalign.training.ineffective_settings import ineffective_settings
 from clipvisionalign.training.train import resume
@@ -31,7 +31,7 @@ settings = test_going_on.settings
 #: One of each kind, with its number of blocks.
 BACKBONES = {
     "tf_efficientnet_lite0": 7, "mobilenetv3_small_050": 6, "test_efficientnet": 5, "test_resnet": 4, "test_vit": 6,
-    "vit_tiny_patch16_224": 12,
+    "vit_tiny_patch16_224": 12, "deit_tiny_distilled_patch16_224": 12,
 }  # fmt: skip
 
 
@@ -61,6 +61,13 @@ def test_the_early_parameters_are_those_that_the_first_blocks_depend_on(name):
     (features * torch.randn_like(features)).sum().backward()
     early = {id(each) for each in tower.parts().early_parameters(2)}
     assert early == {id(each) for each in tower.parameters() if each.grad is not None}
+    # Whatever of them changes, the outputs that are kept are other ones.
+    before = tower_fingerprint(tower, 2)
+    for each in tower.parts().early_parameters(2):
+        with torch.no_grad():
+            each.flatten()[0].add_(1)
+        assert tower_fingerprint(tower, 2) != before
+        before = tower_fingerprint(tower, 2)
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
@@ -146,6 +153,20 @@ def test_what_is_frozen_has_no_gradient_and_gathers_no_statistics(tiny_model):
             assert (each.grad is None) == is_early, name
         elif "running_mean" in name:
             assert torch.equal(each, before[name]) == is_early, name
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("mobilenetv3_small_050", 6), ("test_resnet", 4), ("test_vit", 6)])
+def test_the_dtype_is_timed_for_what_is_trained_whatever_that_is(name, blocks, tiny_model):
+    model = tiny_model()
+    model = replace(model, image_tower=replace(model.image_tower, name=name, size=32))
+    for frozen in (0, blocks):
+        config = RunConfig(model=model, freeze="none", freeze_blocks=frozen, precision="auto")
+        aligner = Aligner(model)
+        freeze(aligner, "none", [], frozen)
+        known = len(precision._CHOSEN_DTYPES)
+        precision.choose_dtypes(config, aligner, None)
+        # Other blocks are another work.
+        assert len(precision._CHOSEN_DTYPES) == known + 1
 
 
 @pytest.fixture

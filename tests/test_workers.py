@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, wait_until
 from pretrained_models import FAMILIES
+from torch.utils.data import Dataset
 
 from clipvisionalign import load_aligner, read_captioned_images
 from clipvisionalign.data.batches import CaptionedBatches
@@ -95,3 +102,43 @@ def test_a_server_that_forks_workers_hands_no_blocked_signals_on(tmp_path):
     (tmp_path / "program.py").write_text(SERVER)
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert "blocked: [] here: set()" in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+class Stuck(Dataset):
+    """Items, of which the second is never made: by a worker that lets none of its threads run."""
+
+    def __getitem__(self, index: int) -> int:
+        if index % 4 > 1:
+            # What was made before is sent by another thread of the worker.
+            time.sleep(0.5)
+            re.match(r"(a+)+$", "a" * 40 + "b")
+        return os.getpid()
+
+
+def leave_while_stuck(out: str, kept: bool) -> None:
+    multiprocessing.set_start_method("fork", force=True)
+    items = iterate_dataset(Stuck(), 2, list(range(40)))
+    Path(out).write_text(f"{next(items)} {next(items)}")
+    if kept:
+        global forgotten
+        forgotten = items
+        time.sleep(1)
+    else:
+        time.sleep(1)
+        items.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False], ids=["at the exit", "closed"])
+def test_workers_that_let_no_thread_run_are_killed_when_they_are_needed_no_more(tmp_path, kept):
+    process, workers = Forked(leave_while_stuck, str(tmp_path / "workers"), kept, out=tmp_path / "said"), []
+    try:
+        wait_until(lambda: (tmp_path / "workers").is_file() and (tmp_path / "workers").read_text(), process)
+        workers = [Path(f"/proc/{number}") for number in (tmp_path / "workers").read_text().split()]
+        assert process.wait(60) == 0, process.said
+        assert [each for each in workers if each.exists()] == []
+    finally:
+        process.kill()
+        for each in workers:
+            if each.exists():
+                os.kill(int(each.name), signal.SIGKILL)

@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -28,6 +32,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 #: What asks a run to stop.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Seconds that workers have to end by themselves when the process that they work for exits.
+END_SECONDS = 2.0
 #: Whether signals can be blocked; not on Windows.
 HAS_SIGNAL_MASKS = hasattr(signal, "pthread_sigmask")
 
@@ -52,6 +58,7 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
     # The loader draws its workers' seeds from a generator of its own, so that a second start draws none.
     generator = torch.Generator().manual_seed(0)
     reader, writer = multiprocessing.Pipe(duplex=False)
+    processes: list[BaseProcess] = []
     loader = DataLoader(
         wrapped,
         batch_size=None,
@@ -59,21 +66,52 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
         num_workers=workers,
         generator=generator,
         worker_init_fn=partial(leave_signals_to_parent, end=reader),
+        multiprocessing_context=_recording_context(processes) if workers else None,
     )
-    # Else this process would wait for them for ever when it exits.
-    at_exit = Finalize(None, writer.send_bytes, (b"end",), exitpriority=0)
+    at_exit = Finalize(None, _end_workers, (writer, processes), exitpriority=0)
+    items: Iterator[Any] = iter(())
     try:
         with _signals_blocked():
             # Workers that are forked inherit that: there is no moment at which a signal ends one of them.
             items = iter(loader)
+        for process in processes:
+            # What the loader calls once a worker has not ended within seconds of its command.
+            setattr(process, "terminate", process.kill)  # noqa: B010
         for item in items:
             if isinstance(item, _WorkerError):
                 raise item.error
             yield item
     finally:
-        at_exit()
+        # First the loader's own way to end them: one that ends in another way may hold a lock that the loader takes.
+        del items
+        at_exit.cancel()
         writer.close()
         reader.close()
+
+
+def _recording_context(processes: list[BaseProcess]) -> BaseContext:
+    """The default way to start processes; those that are made are added to a list."""
+    context = multiprocessing.get_context()
+    recording = copy.copy(context)
+
+    def make(*args: Any, **kwargs: Any) -> BaseProcess:
+        process = context.Process(*args, **kwargs)
+        processes.append(process)
+        return process
+
+    setattr(recording, "Process", make)  # noqa: B010 - types know it as the class's
+    return recording
+
+
+def _end_workers(writer: Connection, processes: Sequence[BaseProcess]) -> None:
+    """When this process exits: it would wait for workers for ever, which ignore the signal that it sends them."""
+    writer.send_bytes(b"end")
+    limit = time.monotonic() + END_SECONDS
+    for process in processes:
+        process.join(max(0.0, limit - time.monotonic()))
+        if process.is_alive():
+            # It computes something that lets no thread of it run.
+            process.kill()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ training step is theirs, and fine-tuning changes them least (Yosinski et al., ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -36,12 +37,14 @@ class BackboneParts(NamedTuple):
         stem_parameters: Parameters of the backbone itself that the stem adds, such as those of positions.
         blocks: The blocks.
         tail: What comes after them.
+        inner: Modules without parameters that a function of the stem calls.
     """
 
     stem: list[Callable[[Tensor], Tensor]]
     stem_parameters: list[nn.Parameter]
     blocks: list[nn.Module]
     tail: list[nn.Module]
+    inner: list[nn.Module]
 
     def early(self, pixels: Tensor, count: int) -> Tensor:
         """The stem and the first blocks.
@@ -81,7 +84,8 @@ class BackboneParts(NamedTuple):
         Returns:
             The modules.
         """
-        return [part for part in (*self.stem, *self.blocks[:count]) if isinstance(part, nn.Module)]
+        parts = (*self.stem, *self.inner, *self.blocks[:count])
+        return [part for part in parts if isinstance(part, nn.Module)]
 
     def early_parameters(self, count: int) -> list[nn.Parameter]:
         """The parameters that `early` depends on.
@@ -96,7 +100,19 @@ class BackboneParts(NamedTuple):
         return [*self.stem_parameters, *(each for module in modules for each in module.parameters())]
 
 
-def divide_backbone(backbone: Any, name: str) -> int:
+class Division(NamedTuple):
+    """How a backbone is divided.
+
+    Attributes:
+        number: Of the ways that are known.
+        own: Names of its own parameters that come before the blocks.
+    """
+
+    number: int
+    own: tuple[str, ...]
+
+
+def divide_backbone(backbone: Any, name: str) -> Division:
     """How a timm backbone is divided: EfficientNets and MobileNets, ResNets, and vision transformers are.
 
     Args:
@@ -104,7 +120,7 @@ def divide_backbone(backbone: Any, name: str) -> int:
         name: Of the backbone, for messages.
 
     Returns:
-        The number of the division, for `backbone_parts`.
+        The division, for `backbone_parts`.
 
     Raises:
         ValueError: It is another kind of backbone.
@@ -115,16 +131,18 @@ def divide_backbone(backbone: Any, name: str) -> int:
     >>> len(parts.stem), len(parts.blocks), len(parts.tail)
     (2, 7, 2)
     """
-    for number, parts in enumerate(_possible_parts(backbone)):
+    for number, parts in enumerate(_possible_parts(backbone, ())):
         if parts.blocks and _is_equal(backbone, parts):
-            return number
+            division = Division(number, _own_early_parameters(backbone, parts))
+            if _early_parameters_are_whole(backbone, backbone_parts(backbone, division)):
+                return division
     raise ValueError(
         f"--freeze_blocks: {name} is not divided into blocks here, as EfficientNets, MobileNets, ResNets and vision "
         "transformers are: freeze its layers by name (--freeze_layers), or all of it (--freeze image)"
     )
 
 
-def backbone_parts(backbone: Any, division: int) -> BackboneParts:
+def backbone_parts(backbone: Any, division: Division) -> BackboneParts:
     """The parts of a backbone.
 
     Args:
@@ -134,51 +152,90 @@ def backbone_parts(backbone: Any, division: int) -> BackboneParts:
     Returns:
         Its parts, as they are by now.
     """
-    return list(_possible_parts(backbone))[division]
+    return list(_possible_parts(backbone, division.own))[division.number]
 
 
-def _possible_parts(backbone: Any) -> Iterator[BackboneParts]:
-    """Divisions by the names that timm gives parts; which one is right is seen by what it computes."""
+def _possible_parts(backbone: Any, own: tuple[str, ...]) -> Iterator[BackboneParts]:
+    """Divisions by the names that timm gives parts; which one is right is seen by what it computes. own: as of
+    `Division`."""
+    added = [getattr(backbone, name) for name in own]
 
     def having(*names: str) -> list[Any]:
         return [getattr(backbone, name) for name in names if getattr(backbone, name, None) is not None]
 
     layers = having("layer1", "layer2", "layer3", "layer4")
     if layers:
-        yield BackboneParts(having("conv1", "bn1", "act1", "maxpool"), [], layers, [])
+        yield BackboneParts(having("conv1", "bn1", "act1", "maxpool"), added, layers, [], [])
     blocks = getattr(backbone, "blocks", None)
     if not isinstance(blocks, nn.Sequential):
         return
     if hasattr(backbone, "conv_stem"):
         for tail in (("conv_head", "bn2"), ()):
-            yield BackboneParts(having("conv_stem", "bn1"), [], list(blocks), having(*tail))
+            yield BackboneParts(having("conv_stem", "bn1"), added, list(blocks), having(*tail), [])
     if hasattr(backbone, "patch_embed") and hasattr(backbone, "_pos_embed"):
-        added = having("cls_token", "reg_token", "pos_embed")
-        yield BackboneParts(
-            having("patch_embed", "_pos_embed", "patch_drop", "norm_pre"), added, list(blocks), having("norm")
-        )
+        stem = having("patch_embed", "_pos_embed", "patch_drop", "norm_pre")
+        yield BackboneParts(stem, added, list(blocks), having("norm"), having("pos_drop"))
+
+
+def _blank(backbone: Any) -> Tensor:
+    """An image of the backbone's size (1, 3, H, W)."""
+    parameter = next(backbone.parameters())
+    side = backbone.pretrained_cfg["input_size"][-1]
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None) or (side, side)
+    pixels = torch.linspace(-1, 1, 3 * size[0] * size[1]).reshape(1, 3, *size)
+    return pixels.to(parameter.device, parameter.dtype)
+
+
+@contextmanager
+def _as_it_encodes(backbone: Any) -> Iterator[None]:
+    """In evaluation mode and float32; each module's own mode comes back."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        with torch.autocast(next(backbone.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _used_early(backbone: Any, parts: BackboneParts, parameters: dict[str, nn.Parameter]) -> list[str]:
+    """The names of those parameters that the output of the stem and the first block depends on."""
+    frozen = [each for each in parameters.values() if not each.requires_grad]
+    for each in frozen:
+        each.requires_grad_(True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), _as_it_encodes(backbone):
+            output = parts.early(_blank(backbone), 1).sum()
+        gradients = torch.autograd.grad(output, list(parameters.values()), allow_unused=True) if parameters else ()
+    finally:
+        for each in frozen:
+            each.requires_grad_(False)
+    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+
+def _own_early_parameters(backbone: Any, parts: BackboneParts) -> tuple[str, ...]:
+    """The names of the backbone's own parameters, of no module within, that come before the blocks."""
+    return tuple(_used_early(backbone, parts, dict(backbone.named_parameters(recurse=False))))
+
+
+def _early_parameters_are_whole(backbone: Any, parts: BackboneParts) -> bool:
+    """Whether no other parameter has a part in what the first block gives."""
+    parameters = dict(backbone.named_parameters())
+    known = {id(each) for each in parts.early_parameters(1)}
+    return all(id(parameters[name]) in known for name in _used_early(backbone, parts, parameters))
 
 
 @torch.no_grad()
 def _is_equal(backbone: Any, parts: BackboneParts) -> bool:
     """Whether the parts, one after the other, are the backbone."""
-    modes = [(module, module.training) for module in backbone.modules()]
-    parameter = next(backbone.parameters())
-    side = backbone.pretrained_cfg["input_size"][-1]
-    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None) or (side, side)
-    pixels = torch.linspace(-1, 1, 3 * size[0] * size[1]).reshape(1, 3, *size).to(parameter.device, parameter.dtype)
-    backbone.eval()
+    pixels = _blank(backbone)
     try:
-        with torch.autocast(parameter.device.type, enabled=False):
+        with _as_it_encodes(backbone):
             whole = backbone.forward_features(pixels)
             divided = parts.late(parts.early(pixels, 1), 1)
-        return (
-            isinstance(whole, Tensor)
-            and whole.shape == divided.shape
-            and torch.allclose(whole, divided, atol=1e-4, equal_nan=True)
-        )
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
-    finally:
-        for module, training in modes:
-            module.training = training
+    if not isinstance(whole, Tensor) or whole.shape != divided.shape:
+        return False
+    return torch.allclose(whole, divided, atol=1e-4, equal_nan=True)

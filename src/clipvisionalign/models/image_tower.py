@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.images import ImageTransform
-from clipvisionalign.models.backbone_parts import BackboneParts, EarlyFeatures, backbone_parts, divide_backbone
+from clipvisionalign.models.backbone_parts import (
+    BackboneParts,
+    Division,
+    EarlyFeatures,
+    backbone_parts,
+    divide_backbone,
+)
 from clipvisionalign.models.image_weights import (
     EMBEDDED_IMAGE,
     ImageWeights,
@@ -109,7 +115,7 @@ class ImageTower(nn.Module):
         if config.blocks:
             _keep_first_blocks(backbone, config)
         self.backbone = backbone
-        self._division: int | None = None
+        self._division: Division | None = None
         self.image_transform = _image_transform(backbone, config)
         #: Width of the pooled vector, number of patches, width of a patch.
         self.width, self.num_patches, self.patch_width = self._measure_shapes()

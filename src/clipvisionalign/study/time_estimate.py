@@ -17,7 +17,7 @@ from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.number_format import significant_format
 from clipvisionalign.progress import progress_step
 from clipvisionalign.study.config import Plan, Trial
-from clipvisionalign.training.config import RunConfig, cached_blocks
+from clipvisionalign.training.config import RunConfig, caches_image_features
 from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.fine_tuning import IMAGE_FROZEN
 from clipvisionalign.training.run_stage import stage_settings
@@ -61,8 +61,9 @@ def time_steps(config: RunConfig, eval_data: CaptionedImages) -> StepTiming:
     config = stage_settings(config)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        cache = "off" if config.cache == "off" else str(folder / "cache")
         short_config = replace(
-            config, out=str(folder / "run"), init="", cache=str(folder / "cache"), views=1, epochs=1, steps=0,
+            config, out=str(folder / "run"), init="", cache=cache, views=1, epochs=1, steps=0,
             distill=0.0, train_images=(TIMED_STEPS + 1) * config.batch, profile=TIMED_STEPS, trackers="",
         )  # fmt: skip
         with log_to(_ignore):
@@ -120,7 +121,7 @@ def estimate_seconds(
     first_config = trials[0].config
     train_image_count = min(train_images, first_config.train_images or train_images)
     frozen = first_config.freeze in IMAGE_FROZEN
-    kept = frozen or cached_blocks(first_config) > 0
+    kept = caches_image_features(first_config)
     views = 1 if first_config.augment == "none" else first_config.views
     seconds_by_phase = {
         "features of the frozen image tower": 0.0,

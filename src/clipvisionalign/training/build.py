@@ -25,7 +25,7 @@ from clipvisionalign.training.config import (
 )
 from clipvisionalign.training.contrastive import DualEncoderLoss, LossConfig
 from clipvisionalign.training.distributed import Distributed
-from clipvisionalign.training.fine_tuning import add_lora, freeze, image_batch_norms
+from clipvisionalign.training.fine_tuning import add_lora, divided_tower, freeze, image_batch_norms
 from clipvisionalign.training.init_run import check_frozen_initialised, load_init_weights
 from clipvisionalign.training.metrics_logger import available_trackers
 
@@ -171,6 +171,15 @@ def count_trained_parameters(aligner: Aligner) -> int:
     return sum(parameter.numel() for parameter in aligner.parameters() if parameter.requires_grad)
 
 
+def _gathers_statistics(aligner: Aligner, frozen_blocks: int) -> bool:
+    """Whether the image tower has batch norms behind its frozen blocks."""
+    norms = set(image_batch_norms(aligner))
+    if frozen_blocks:
+        early = divided_tower(aligner, frozen_blocks).parts().early_modules(frozen_blocks)
+        norms -= {module for part in early for module in part.modules()}
+    return bool(norms)
+
+
 def check_batch_norm_statistics(aligner: Aligner, config: RunConfig, distributed: Distributed) -> None:
     """Check that no batch norm would gather statistics of a part of the batch.
 
@@ -189,7 +198,7 @@ def check_batch_norm_statistics(aligner: Aligner, config: RunConfig, distributed
     if (
         not (distributed.is_distributed or chunked)
         or not trains_from_random(config)
-        or not any(True for _ in image_batch_norms(aligner))
+        or not _gathers_statistics(aligner, cached_blocks(config.freezing))
     ):
         return
     name = f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics"

@@ -132,7 +132,8 @@ def _divided(tower: AnyImageTower | AnyTextTower) -> ImageTower:
 def _early_weights(tower: ImageTower, blocks: int) -> dict[str, Tensor]:
     """All tensors that outputs of the first blocks depend on."""
     parts = tower.parts()
-    weights = {f"{number}": parameter for number, parameter in enumerate(parts.stem_parameters)}
+    own = {f"of its own {name}": buffer for name, buffer in tower.backbone.named_buffers(recurse=False)}
+    weights = own | {f"{number}": parameter for number, parameter in enumerate(parts.stem_parameters)}
     for number, module in enumerate(parts.early_modules(blocks)):
         weights |= {f"part {number}.{name}": tensor for name, tensor in module.state_dict().items()}
     return {f"{blocks} blocks, {name}": tensor for name, tensor in weights.items()}

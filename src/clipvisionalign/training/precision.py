@@ -37,8 +37,10 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         return image, text
 
     # Timed once in a process: the runs of a study that train alike compute alike.
+    # What is kept on disk takes no time in a step.
+    blocks = cached_blocks(config.freezing) if caches_image_features(config.freezing) else 0
     key = repr((config.model.image_tower, config.model.text_tower, config.model.pretrained, config.model.positions,
-                 config.model.design, config.freeze,
+                 config.model.design, config.freeze, cached_blocks(config.freezing), blocks,
                  config.freeze_layers, config.peft, config.lora, config.precision, aligner.device))  # fmt: skip
     if key in _CHOSEN_DTYPES:
         return _CHOSEN_DTYPES[key]
@@ -49,7 +51,7 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         def run() -> None:
             with torch.set_grad_enabled(trained):
                 output = part()
-            if trained:
+            if output.requires_grad:
                 output.float().square().mean().backward()
                 module.zero_grad(set_to_none=True)
 
@@ -60,15 +62,12 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
     pixels = aligner.image_tower.image_transform.random_pixels(8).to(device)
     ids = torch.randint(5, min(1000, aligner.text_tower.vocab_size), (64, 16)).to(device)
 
-    # What is kept on disk takes no time in a step.
-    blocks = cached_blocks(config.freezing) if caches_image_features(config.freezing) else 0
-
     def image_work(images: int) -> Callable[[], None]:
         given = pixels[:images]
         if blocks:
             with torch.no_grad():
                 given = divided_tower(aligner, blocks).early_features(given, blocks)
-        return work(lambda: aligner.image_tower(given).patches, aligner.image_tower)
+        return work(lambda: torch.cat([each.flatten() for each in aligner.image_tower(given)]), aligner.image_tower)
 
     def text_work(captions: int) -> Callable[[], None]:
         tokens = ids[:captions]

@@ -139,7 +139,9 @@ export class Duplicates {
     made.setAttribute("aria-label", `${plural(group.members, "image")}, keep ${group.images.find((image) => image.keep)?.path ?? "the best"}`);
     const acts = element("div", { class: "acts" });
     if (decides && group.kind !== "bytes") {
-      acts.append(group.added ? button("Undo", () => this.undo(made), { class: "decide" }) : button("Not duplicates", () => this.decide(made), { class: "decide" }));
+      if (group.added?.length) acts.append(button("Undo", () => this.undo(made), { class: "decide" }));
+      // Of what someone else has decided nothing is taken back here.
+      else if (!group.added) acts.append(button("Not duplicates", () => this.decide(made), { class: "decide" }));
     }
     if (group.said) acts.append(element("span", { class: "said" }, group.said));
     made.classList.toggle("decided", Boolean(group.added));
@@ -165,16 +167,29 @@ export class Duplicates {
   }
 
   /** Store something of a group, and draw what has become of it, unless another view is open by then. `selector` names
-   * what has the focus afterwards, where it was in the group. */
+   * what has the focus afterwards, where it was in the group and on nothing else meanwhile. A group stores one thing at a
+   * time. */
   async store(made, path, body, done, selector, at = 0) {
+    if (made.storing) return;
+    made.storing = true;
+    const pressed = document.activeElement;
     try {
-      const answer = path && await ask(`${path}?index=${this.indexed}`, POST(body));
+      const answer = await ask(`${path}?index=${this.indexed}`, POST(body));
       if (!made.isConnected) return;
-      const focused = made.contains(document.activeElement);
+      const focused = made.contains(document.activeElement), moved = focused && document.activeElement !== pressed ? this.control(made, document.activeElement) : null;
       done(answer);
       this.drawGroup(made);
-      if (focused) made.querySelectorAll(selector)[at]?.focus();
-    } catch (error) { this.fail(error); }
+      if (focused) { const { selector: shown, at: place } = moved ?? { selector, at }; (made.querySelectorAll(shown)[place] ?? made).focus(); }
+    } catch (error) {
+      if (made.isConnected) this.fail(error);
+      else this.note.textContent = `What was decided before is not stored: ${error.message}`;
+    } finally { made.storing = false; }
+  }
+
+  /** How a control of a group is found again once the group is drawn again. */
+  control(made, focused) {
+    const selector = [".large", ".keep", ".decide"].find((each) => focused.matches(each)) ?? ".group";
+    return { selector, at: [...made.querySelectorAll(selector)].indexOf(focused) };
   }
 
   /** Remember that images are no duplicates of each other. */
@@ -189,7 +204,7 @@ export class Duplicates {
 
   async undo(made) {
     const { group } = made, undone = () => { Object.assign(group, { added: null, said: "" }); this.note.textContent = "Taken back."; };
-    await this.store(made, group.added.length ? "/duplicates/forgotten" : "", { pairs: group.added }, undone, ".decide");
+    await this.store(made, "/duplicates/forgotten", { pairs: group.added }, undone, ".decide");
   }
 
   /** Choose the image to keep; null takes the choice back. */
@@ -244,7 +259,10 @@ export class Duplicates {
           this.shown--;
           this.note.textContent = "Taken back.";
           if (focused) (next?.querySelector("button") ?? this.kinds.lastChild).focus();
-        } catch (error) { this.fail(error); }
+        } catch (error) {
+          if (made.isConnected) this.fail(error);
+          else this.note.textContent = `What was decided before is not taken back: ${error.message}`;
+        }
       }, { "aria-label": `Take back the decision on ${names}` }));
     }
     made.append(element("ul", { class: "members" }, ...shown), acts);
