@@ -109,9 +109,13 @@ def _end_workers(writer: Connection, processes: Sequence[BaseProcess]) -> None:
     limit = time.monotonic() + END_SECONDS
     for process in processes:
         process.join(max(0.0, limit - time.monotonic()))
-        if process.is_alive():
-            # It computes something that lets no thread of it run.
-            process.kill()
+    # Each computes something that lets no thread of it run.
+    stuck = [process for process in processes if process.is_alive()]
+    if stuck and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        # PyTorch's handler would raise an error for what is killed here.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in stuck:
+        process.kill()
 
 
 @contextmanager
