@@ -17,21 +17,18 @@ import http.client
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from service import query
+from service import query, served
 
 from clipvisionalign.models.device import machine_info
 from clipvisionalign.progress import progress_step
@@ -123,32 +120,6 @@ def client(port: int, until: float, seed: int, answers: Answers, load: Load) -> 
             load.wrong.append(f"{answers.queries[number]}: {str(body)[:80]}")
 
 
-@contextmanager
-def served(index: Path, *flags: str) -> Iterator[int]:
-    """The service of an index in a process of its own; its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "clipvisionalign", "serve", str(index), "--port", str(port), *flags]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        limit = time.monotonic() + 300
-        while True:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/health")
-                connection.getresponse().read()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > limit:
-                    raise RuntimeError(f"{' '.join(command)}: it does not answer") from None
-                time.sleep(0.2)
-        yield port
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-
-
 def under_load(
     port: int, answers: Answers, clients: int, seconds: float, during: Callable[[], None] | None = None
 ) -> tuple[Load, float]:
@@ -223,11 +194,11 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     try:
         for _ in range(TURNS):
             for name, (index, flags) in services.items():
-                with progress_step(f"{given.clients} clients, {name}"), served(index, *flags) as port:
+                with progress_step(f"{given.clients} clients, {name}"), served(index, *flags) as (port, _):
                     load, elapsed = under_load(port, answers, given.clients, given.seconds / TURNS)
                 turns[name].append(load.figures(elapsed))
         name = f"{max(numbers)} shards on Ray"
-        with progress_step(f"{name}, one killed"), served(services[name][0], *services[name][1]) as port:
+        with progress_step(f"{name}, one killed"), served(services[name][0], *services[name][1]) as (port, _):
             fault = killed(port, replicas(cluster.address), answers, given.clients, max(60.0, given.seconds))
     finally:
         cluster.shutdown()

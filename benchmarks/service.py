@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +75,32 @@ def client(port: int, until: float, seed: int, taken: list[float], failed: list[
         taken.append(time.perf_counter() - start)
 
 
+@contextmanager
+def served(index: str | Path, *flags: str) -> Iterator[tuple[int, int]]:
+    """The service of an index in a process of its own: its port, and the number of the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "clipvisionalign", "serve", str(index), "--port", str(port), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        limit = time.monotonic() + 300
+        while True:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > limit:
+                    raise RuntimeError(f"{' '.join(command)}: it does not answer") from None
+                time.sleep(0.2)
+        yield port, process.pid
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
 def one_by_one(index: str, seconds: float) -> tuple[float, float]:
     """Searches a second of one after the other, and queries encoded so, without a search."""
     from clipvisionalign.search.searcher import Searcher
@@ -97,24 +127,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     given = parser.parse_args()
     rate, encoding = one_by_one(given.index, min(10, given.seconds))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "clipvisionalign", "serve", given.index, "--port", str(port)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/health")
-                connection.getresponse().read()
-                break
-            except OSError:
-                time.sleep(0.2)
+    with served(given.index) as (port, pid):
         taken: list[float] = []
         failed: list[str] = []
         client(port, time.perf_counter() + 5, 0, [], failed)
-        before = resident_mib(process.pid)
+        before = resident_mib(pid)
         start = time.perf_counter()
         until = start + given.seconds
         arguments = [(port, until, seed, taken, failed) for seed in range(given.clients)]
@@ -124,13 +141,10 @@ def main() -> None:
         memory = []
         while time.perf_counter() < until:
             time.sleep(min(5.0, max(0.1, given.seconds / 10)))
-            memory.append(round(resident_mib(process.pid), 1))
+            memory.append(round(resident_mib(pid), 1))
         for thread in threads:
             thread.join()
         seconds = time.perf_counter() - start
-    finally:
-        process.terminate()
-        process.wait()
     p50, p95, p99 = np.percentile(1000 * np.array(taken), [50, 95, 99])
     results: dict[str, Any] = {
         "clients": given.clients, "seconds": round(seconds), "requests": len(taken), "errors": len(failed),

@@ -1,7 +1,7 @@
 """Batches from worker processes, for tables and for streams.
 
 - A launcher (torchrun, Slurm, `timeout`) signals every process of a run. Which step is the last one is decided by the
-  process that trains: its workers ignore SIGTERM and SIGINT, and end on its command, or when it is gone.
+  process that trains: its workers ignore SIGTERM and SIGINT, and end on its command, or when it exits or is gone.
 - An error in a worker is raised where the batch is asked for, with its own words; where in the worker it arose is a
   note.
 """
@@ -14,14 +14,11 @@ import os
 import pickle
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -32,8 +29,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 #: What asks a run to stop.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Seconds that workers have to end by themselves when the process that they work for exits.
-END_SECONDS = 2.0
 #: Whether signals can be blocked; not on Windows.
 HAS_SIGNAL_MASKS = hasattr(signal, "pthread_sigmask")
 
@@ -57,7 +52,6 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
     )
     # The loader draws its workers' seeds from a generator of its own, so that a second start draws none.
     generator = torch.Generator().manual_seed(0)
-    reader, writer = multiprocessing.Pipe(duplex=False)
     processes: list[BaseProcess] = []
     loader = DataLoader(
         wrapped,
@@ -65,10 +59,10 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
         sampler=sampler,
         num_workers=workers,
         generator=generator,
-        worker_init_fn=partial(leave_signals_to_parent, end=reader),
+        worker_init_fn=leave_signals_to_parent,
         multiprocessing_context=_recording_context(processes) if workers else None,
     )
-    at_exit = Finalize(None, _end_workers, (writer, processes), exitpriority=0)
+    at_exit = Finalize(None, _kill_workers, (processes,), exitpriority=0)
     items: Iterator[Any] = iter(())
     try:
         with _signals_blocked():
@@ -82,11 +76,9 @@ def iterate_dataset(dataset: Dataset[Any], workers: int, sampler: Sequence[Any] 
                 raise item.error
             yield item
     finally:
-        # First the loader's own way to end them: one that ends in another way may hold a lock that the loader takes.
+        # First the loader's own way to end them: until then they are killed if this process exits.
         del items
         at_exit.cancel()
-        writer.close()
-        reader.close()
 
 
 def _recording_context(processes: list[BaseProcess]) -> BaseContext:
@@ -103,18 +95,12 @@ def _recording_context(processes: list[BaseProcess]) -> BaseContext:
     return recording
 
 
-def _end_workers(writer: Connection, processes: Sequence[BaseProcess]) -> None:
+def _kill_workers(processes: Sequence[BaseProcess]) -> None:
     """When this process exits: it would wait for workers for ever, which ignore the signal that it sends them."""
-    writer.send_bytes(b"end")
-    limit = time.monotonic() + END_SECONDS
-    for process in processes:
-        process.join(max(0.0, limit - time.monotonic()))
-    # Each computes something that lets no thread of it run.
-    stuck = [process for process in processes if process.is_alive()]
-    if stuck and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
         # PyTorch's handler would raise an error for what is killed here.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for process in stuck:
+    for process in processes:
         process.kill()
 
 
@@ -134,21 +120,18 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_signals_to_parent(worker: int, end: Connection | None = None) -> None:
+def leave_signals_to_parent(worker: int) -> None:
     """Let a worker be ended by the process that it works for, and by no one else's signal.
 
     Args:
         worker: Number of the worker, which PyTorch passes.
-        end: On which the process that it works for sends something to end it.
     """
     # Not the process of `os.getppid()`, which may be a server that forks for it.
     owner = multiprocessing.parent_process()
     assert owner is not None
-    ends: list[Any] = [owner.sentinel, *([] if end is None else [end])]
 
     def end_with_owner() -> None:
-        # It is not read: all workers are sent it.
-        wait(ends)
+        owner.join()
         os._exit(0)
 
     # Ignored rather than blocked: libraries have threads of their own, and a signal that any of them takes ends all.

@@ -133,9 +133,11 @@ def divide_backbone(backbone: Any, name: str) -> Division:
     """
     for number, parts in enumerate(_possible_parts(backbone, ())):
         if parts.blocks and _is_equal(backbone, parts):
-            division = Division(number, _own_early_parameters(backbone, parts))
-            if _early_parameters_are_whole(backbone, backbone_parts(backbone, division)):
-                return division
+            used = _used_early(backbone, parts)
+            known = {id(each) for each in parts.early_parameters(1)}
+            own = tuple(name for name in used if "." not in name)
+            if all(name in own or id(parameter) in known for name, parameter in used.items()):
+                return Division(number, own)
     raise ValueError(
         f"--freeze_blocks: {name} is not divided into blocks here, as EfficientNets, MobileNets, ResNets and vision "
         "transformers are: freeze its layers by name (--freeze_layers), or all of it (--freeze image)"
@@ -199,31 +201,21 @@ def _as_it_encodes(backbone: Any) -> Iterator[None]:
             module.training = training
 
 
-def _used_early(backbone: Any, parts: BackboneParts, parameters: dict[str, nn.Parameter]) -> list[str]:
-    """The names of those parameters that the output of the stem and the first block depends on."""
+def _used_early(backbone: Any, parts: BackboneParts) -> dict[str, nn.Parameter]:
+    """The parameters, by name, that the output of the stem and the first block depends on."""
+    parameters = dict(backbone.named_parameters())
     frozen = [each for each in parameters.values() if not each.requires_grad]
     for each in frozen:
         each.requires_grad_(True)
     try:
         with torch.inference_mode(False), torch.enable_grad(), _as_it_encodes(backbone):
             output = parts.early(_blank(backbone), 1).sum()
-        gradients = torch.autograd.grad(output, list(parameters.values()), allow_unused=True) if parameters else ()
+            gradients = torch.autograd.grad(output, list(parameters.values()), allow_unused=True)
     finally:
         for each in frozen:
             each.requires_grad_(False)
-    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
-
-
-def _own_early_parameters(backbone: Any, parts: BackboneParts) -> tuple[str, ...]:
-    """The names of the backbone's own parameters, of no module within, that come before the blocks."""
-    return tuple(_used_early(backbone, parts, dict(backbone.named_parameters(recurse=False))))
-
-
-def _early_parameters_are_whole(backbone: Any, parts: BackboneParts) -> bool:
-    """Whether no other parameter has a part in what the first block gives."""
-    parameters = dict(backbone.named_parameters())
-    known = {id(each) for each in parts.early_parameters(1)}
-    return all(id(parameters[name]) in known for name in _used_early(backbone, parts, parameters))
+    named = zip(parameters.items(), gradients, strict=True)
+    return {name: parameter for (name, parameter), gradient in named if gradient is not None}
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from clipvisionalign.training.config import (
     FreezingConfig,
     RunConfig,
     RuntimeConfig,
-    cached_blocks,
+    frozen_blocks,
     images_per_process,
     trains_from_random,
 )
@@ -127,7 +127,7 @@ def build_aligner(
     if aligner.logit_bias is not None:
         # No other loss has a gradient for it.
         aligner.logit_bias.requires_grad_(config.loss.name == "sigmoid")
-    redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers, cached_blocks(config.freezing))
+    redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers, frozen_blocks(config.freezing))
     if config.peft == "lora":
         add_lora(aligner, config.lora, config.freeze_layers)
     elif redundant_patterns and is_new_run:
@@ -171,11 +171,11 @@ def count_trained_parameters(aligner: Aligner) -> int:
     return sum(parameter.numel() for parameter in aligner.parameters() if parameter.requires_grad)
 
 
-def _gathers_statistics(aligner: Aligner, frozen_blocks: int) -> bool:
+def _gathers_statistics(aligner: Aligner, blocks: int) -> bool:
     """Whether the image tower has batch norms behind its frozen blocks."""
     norms = set(image_batch_norms(aligner))
-    if frozen_blocks:
-        early = divided_tower(aligner, frozen_blocks).parts().early_modules(frozen_blocks)
+    if blocks:
+        early = divided_tower(aligner, blocks).parts().early_modules(blocks)
         norms -= {module for part in early for module in part.modules()}
     return bool(norms)
 
@@ -198,7 +198,7 @@ def check_batch_norm_statistics(aligner: Aligner, config: RunConfig, distributed
     if (
         not (distributed.is_distributed or chunked)
         or not trains_from_random(config)
-        or not _gathers_statistics(aligner, cached_blocks(config.freezing))
+        or not _gathers_statistics(aligner, frozen_blocks(config.freezing))
     ):
         return
     name = f"{config.model.image_tower.name} starts at random and has batch norms, whose statistics"

@@ -299,8 +299,8 @@ def caches_image_features(config: FreezingConfig) -> bool:
     return frozen and config.cache != "off" and not adapted
 
 
-def cached_blocks(config: FreezingConfig) -> int:
-    """The number of the image tower's first blocks whose outputs are kept, where not all of the tower is frozen.
+def frozen_blocks(config: FreezingConfig) -> int:
+    """The number of the image tower's first blocks that are frozen, where not all of the tower is.
 
     Args:
         config: What is trained, and where outputs are kept.

@@ -15,7 +15,7 @@ from clipvisionalign.training.build import (
     found_here,
     start_distributed,
 )
-from clipvisionalign.training.config import RunConfig, cached_blocks
+from clipvisionalign.training.config import RunConfig, frozen_blocks
 from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
@@ -57,7 +57,7 @@ def _try_stage(config: RunConfig, base: RunConfig | None) -> None:
             aligner = build_aligner(config, device, True, below)
         check_batch_norm_statistics(aligner, config, processes)
         loss_of = build_loss(config.loss, aligner)
-        set_train_mode(aligner, config.freeze, cached_blocks(config))
+        set_train_mode(aligner, config.freeze, frozen_blocks(config))
         try:
             step = Step(
                 Towers(aligner, loss_of, (torch.float32,) * 2), processes, config.negatives, config.fusion_weight

@@ -158,7 +158,7 @@ def _as_half(tensor: Tensor, what: str) -> np.ndarray:
     if not np.isfinite(values).all():
         limit = float(np.finfo(np.float16).max)
         raise ValueError(
-            f"outputs of the {what.removeprefix('the ')} are not finite or above {limit:,.0f}, the largest number that "
+            f"outputs of the {what} are not finite or above {limit:,.0f}, the largest number that "
             "is kept on disk: give --cache off"
         )
     return values

@@ -13,7 +13,7 @@ import torch
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner, AnyTextTower
 from clipvisionalign.training.caption_features import CaptionFeatureCache, caption_features_exist, open_caption_features
-from clipvisionalign.training.config import RunConfig, cached_blocks, caches_caption_features, caches_image_features
+from clipvisionalign.training.config import RunConfig, caches_caption_features, caches_image_features, frozen_blocks
 from clipvisionalign.training.data import TrainingData
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.feature_cache import (
@@ -153,7 +153,7 @@ def load_frozen_image_features(
     train = data.train
     if not isinstance(train, CaptionedImages):
         return None, None
-    root, tower, blocks = cache_folder(config.cache), aligner.image_tower, cached_blocks(config.freezing)
+    root, tower, blocks = cache_folder(config.cache), aligner.image_tower, frozen_blocks(config.freezing)
     requests = [FeatureRequest(train, augmentation_views(config.augment, config.views), dtype, "train")]
     if not config.profile:
         # A profile measures no dev gallery.

@@ -11,7 +11,7 @@ from torch import Tensor
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.device import fastest_dtype
 from clipvisionalign.training.checkpoint import random_states, restore_random_states
-from clipvisionalign.training.config import RunConfig, cached_blocks, caches_image_features
+from clipvisionalign.training.config import RunConfig, caches_image_features, frozen_blocks
 from clipvisionalign.training.fine_tuning import divided_tower, set_train_mode
 
 #: What `choose_dtypes` has found in this process, by all that it depends on.
@@ -36,11 +36,12 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         image, text = (getattr(torch, name) for name in state["precision"])
         return image, text
 
-    # Timed once in a process: the runs of a study that train alike compute alike.
+    frozen = frozen_blocks(config.freezing)
     # What is kept on disk takes no time in a step.
-    blocks = cached_blocks(config.freezing) if caches_image_features(config.freezing) else 0
+    kept = frozen if caches_image_features(config.freezing) else 0
+    # Timed once in a process: the runs of a study that train alike compute alike.
     key = repr((config.model.image_tower, config.model.text_tower, config.model.pretrained, config.model.positions,
-                 config.model.design, config.freeze, cached_blocks(config.freezing), blocks,
+                 config.model.design, config.freeze, frozen, kept,
                  config.freeze_layers, config.peft, config.lora, config.precision, aligner.device))  # fmt: skip
     if key in _CHOSEN_DTYPES:
         return _CHOSEN_DTYPES[key]
@@ -58,15 +59,15 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         return run
 
     device = aligner.device
-    set_train_mode(aligner, config.freeze, cached_blocks(config))
+    set_train_mode(aligner, config.freeze, frozen)
     pixels = aligner.image_tower.image_transform.random_pixels(8).to(device)
     ids = torch.randint(5, min(1000, aligner.text_tower.vocab_size), (64, 16)).to(device)
 
     def image_work(images: int) -> Callable[[], None]:
         given = pixels[:images]
-        if blocks:
+        if kept:
             with torch.no_grad():
-                given = divided_tower(aligner, blocks).early_features(given, blocks)
+                given = divided_tower(aligner, kept).early_features(given, kept)
         return work(lambda: torch.cat([each.flatten() for each in aligner.image_tower(given)]), aligner.image_tower)
 
     def text_work(captions: int) -> Callable[[], None]:

@@ -34,7 +34,7 @@ from clipvisionalign.training.best_epoch import prune_models
 from clipvisionalign.training.callbacks import Callback
 from clipvisionalign.training.checkpoint import CHECKPOINT_FOLDER as CHECKPOINTS
 from clipvisionalign.training.checkpoint import list_checkpoints
-from clipvisionalign.training.config import RunConfig, cached_blocks, keeps_last_epoch
+from clipvisionalign.training.config import RunConfig, frozen_blocks, keeps_last_epoch
 from clipvisionalign.training.epoch_log import epoch_line, log_findings, progress_line, record_epoch
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.metrics_logger import MetricsLogger
@@ -189,7 +189,7 @@ class Trainer(TrainerSetup):
         """
         progress = self.progress
         # Each time: features that were computed, and a validation, leave modules in evaluation mode.
-        set_train_mode(self.aligner, self.config.freeze, cached_blocks(self.config))
+        set_train_mode(self.aligner, self.config.freeze, frozen_blocks(self.config))
         metrics = forward_backward(self.step, batches, self.config.runtime, self.lookup, chunks)
         progress.step_in_epoch += 1
         progress.left_out += metrics.left_out

@@ -176,10 +176,11 @@ export class Duplicates {
     try {
       const answer = await ask(`${path}?index=${this.indexed}`, POST(body));
       if (!made.isConnected) return;
-      const focused = made.contains(document.activeElement), moved = focused && document.activeElement !== pressed ? this.control(made, document.activeElement) : null;
+      const focused = made.contains(document.activeElement);
+      const target = focused && document.activeElement !== pressed ? this.control(made, document.activeElement) : { selector, at };
       done(answer);
       this.drawGroup(made);
-      if (focused) { const { selector: shown, at: place } = moved ?? { selector, at }; (made.querySelectorAll(shown)[place] ?? made).focus(); }
+      if (focused) (made.querySelectorAll(target.selector)[target.at] ?? made).focus();
     } catch (error) {
       if (made.isConnected) this.fail(error);
       else this.note.textContent = `What was decided before is not stored: ${error.message}`;
