@@ -327,7 +327,7 @@ def test_an_unfinished_run_is_told_wherever_it_is_used(tiny_runs, scenes_folder,
     index, image_folder = tmp_path / "index", tmp_path / "pictures"
     image_folder.mkdir()
     image = shutil.copy(min((scenes_folder / "images").rglob("*.png")), image_folder)
-    monkeypatch.setattr("uvicorn.run", lambda *given, **more: None)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *given, **more: None)
     # What is told does not depend on the graphs, whose tracing takes half a minute.
     monkeypatch.setattr(onnx, "write_graphs", lambda *given: None)
     monkeypatch.setattr(onnx, "verify_export", lambda *given: 0.0)

@@ -25,7 +25,7 @@ from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.middleware import SESSION_COOKIE
-from clipvisionalign.search.server.run import page_url, read_token, run_server
+from clipvisionalign.search.server.run import bind_sockets, page_url, read_token, run_server
 
 SECRET = "k7 %&+ü/?#secret"
 LIMITS = Limits(upload_bytes=200_000, seconds=5)
@@ -323,6 +323,25 @@ def test_what_the_database_raises_of_a_filter_is_no_internal_error(raised):
         response = ask(app, path, query, **more)
         assert response.status == 422
         assert str(raised).encode() in response.body
+
+
+def test_a_port_in_use_and_a_host_of_another_machine_come_before_all_else(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        assert main(["serve", str(tmp_path / "nowhere"), "--port", str(port)]) == 1
+        assert f"127.0.0.1, port {port}: Address already in use: give another --port" in capsys.readouterr().err
+        # Of a name all addresses are taken, or none.
+        assert main(["serve", str(tmp_path / "nowhere"), "--host", "localhost", "--port", str(port)]) == 1
+        assert "give another --port" in capsys.readouterr().err
+    (tmp_path / "token").write_text("secret")
+    elsewhere = ["--host", "203.0.113.77", "--token-file", str(tmp_path / "token")]
+    assert main(["serve", str(tmp_path / "nowhere"), *elsewhere]) == 1
+    assert "203.0.113.77, port 8000: Cannot assign requested address: give another --host" in capsys.readouterr().err
+    for sockets in (bind_sockets("localhost", 0), bind_sockets("127.0.0.1", port), bind_sockets("", 0)):
+        for each in sockets:
+            with each, pytest.raises(OSError, match="refused"), socket.socket(each.family) as client:
+                # Nothing listens yet.
+                client.connect(each.getsockname())
 
 
 @pytest.mark.parametrize(("raised", "status"), [(OSError("gone"), 503), (RuntimeError("lance"), 503), (MemoryError(), 413), (KeyError("no image 1"), 404)])  # fmt: skip

@@ -10,6 +10,8 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +23,24 @@ from hypothesis import strategies as st
 from PIL import Image
 
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
+from fastapi.testclient import TestClient
 
 from clipvisionalign.cli import main
 from clipvisionalign.models.aligner import Aligner
-from clipvisionalign.search import image_rows
+from clipvisionalign.search import image_rows, table_reader
 from clipvisionalign.search.calibration import UncalibratedError
 from clipvisionalign.search.hits import MissingShard
 from clipvisionalign.search.index_parts import NUMBERS_FILE
-from clipvisionalign.search.index_reader import NearestRows, merge_rows, nearest_in_order
+from clipvisionalign.search.index_reader import IndexReader, NearestRows, merge_rows, nearest_in_order
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.judgements import Judgement, calibrate_index
 from clipvisionalign.search.promise import SearchResult
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
-from clipvisionalign.search.sharded_reader import ShardedReader, ShardUnavailable
+from clipvisionalign.search.server.app import create_app
+from clipvisionalign.search.sharded_reader import ShardedReader
 from clipvisionalign.search.storage import InvalidIndexError, Storage
+from clipvisionalign.search.table_reader import ShardUnavailable
 from clipvisionalign.search.tables import open_caption_table, open_image_table
 from clipvisionalign.search.terms import Term, parse_term
 from clipvisionalign.search.vectors import InMemoryVectors
@@ -263,6 +268,59 @@ def test_a_shard_that_does_not_answer_is_named_and_nothing_is_promised(pair):
     assert partial.verdict() == {"promise": None, "nothing": False, "reason": "",
                                  "incomplete": [{"shard": "shard-01", "images": len(held)}]}  # fmt: skip
     assert "shard-01" in partial.notes[-1]
+
+
+def test_shards_that_cannot_be_read_are_named_until_they_can(pair, tmp_path, monkeypatch):
+    index = Path(shutil.copytree(str(pair[1].index), tmp_path / "index"))
+    searcher = Searcher(index)
+    reader = searcher.reader
+    assert isinstance(reader, ShardedReader)
+    # So that each query is searched for as if the last one were long ago.
+    monkeypatch.setattr(table_reader, "READ_CONSISTENCY_INTERVAL", timedelta(0))
+    queries = [
+        SearchQuery([parse_term("a dog")], 40), SearchQuery([parse_term("a dog")], 7, "width > 17"),
+        SearchQuery([parse_term("a red circle")], 5, rerank=4), SearchQuery([parse_term("a dog")], 9, captions=True),
+    ]  # fmt: skip
+    whole = [searcher.search_one(query) for query in queries]
+    counts = {name: reader.table.counts[number] for number, name in enumerate(reader.names)}
+
+    def away(gone: Sequence[str]) -> None:
+        for name in reader.names:
+            here, there = index / name, index / f"{name}.away"
+            if name in gone and here.exists():
+                here.rename(there)
+            if name not in gone and there.exists():
+                there.rename(here)
+
+    with TestClient(create_app([searcher]), base_url="http://localhost") as client:
+        for gone in (["shard-01"], ["shard-02", "shard-00"], [], ["shard-00"], []):
+            away(gone)
+            held = [row["id"] for name in reader.names if name in gone
+                    for row in IndexReader(index / f"{name}.away").table.read(("id",)).to_pylist()]  # fmt: skip
+            missing = tuple(MissingShard(name, counts[name]) for name in reader.names if name in gone)
+            # Each alone, and all together, which are searched for in memory.
+            results = [searcher.search_one(query) for query in queries], searcher.search_batch(queries * 2)
+            for result, expected in zip([*results[0], *results[1]], whole * 3, strict=True):
+                assert isinstance(result, SearchResult)
+                assert result.missing == missing
+                if not missing:
+                    assert result == expected
+            assert list(results[0][0]) == [hit for hit in whole[0] if hit.id not in held]
+            body = client.get("/search", params={"q": "a dog", "count": 40, "filter": "width > 0"}).json()
+            assert [each["shard"] for each in body.get("incomplete", [])] == sorted(gone)
+            (info,) = client.get("/health").json()["indexes"]
+            assert {each["shard"]: (each["images"], each["up"]) for each in info["shards"]} == {
+                name: (count, name not in gone) for name, count in counts.items()
+            }
+            # What is left is shown, too; what is not is no fault of who asks.
+            statuses = {client.get(f"/image/{hit.id}").status_code for hit in whole[0] if hit.id not in held}
+            assert statuses == {200}
+            assert {client.get(f"/image/{number}").status_code for number in held} <= {503}
+        away(reader.names)
+        for words in ({}, {"filter": "width > 17"}):
+            response = client.get("/search", params={"q": "a dog", **words})
+            assert (response.status_code, response.json()["detail"][:33]) == (503, "the index cannot be read now; see")
+        away([])
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

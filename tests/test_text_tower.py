@@ -161,7 +161,7 @@ from clipvisionalign.cli import main
 if any(arguments[0] == "serve" for arguments in json.loads(sys.argv[1])):
     # It is about what is imported up to there: a service would not end.
     import uvicorn
-    uvicorn.run = lambda *_, **__: None
+    uvicorn.Server.run = lambda *_, **__: None
 for arguments in json.loads(sys.argv[1]):
     try:
         status = main(arguments)

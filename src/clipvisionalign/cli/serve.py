@@ -46,7 +46,7 @@ def serve_parser() -> argparse.ArgumentParser:
         "without one on this machine. A shard that does not answer is named with the result",
     )  # fmt: skip
     parser.add_argument(
-        "--replicas", type=int, default=0, metavar="N", help="with --ray: processes for each shard (default 1)"
+        "--replicas", type=int, default=None, metavar="N", help="with --ray: processes for each shard (default 1)"
     )
     add_offline_flag(parser)
     return parser
@@ -65,18 +65,21 @@ def serve(arguments: list[str]) -> int:
         ValueError: Flags do not fit each other.
     """
     args = serve_parser().parse_args(arguments)
-    if args.replicas and not args.ray:
+    if args.replicas is not None and not args.ray:
         raise ValueError("--replicas sets how many processes of a Ray cluster search each shard: give --ray too")
-    if args.replicas < 0:
+    if args.replicas is not None and args.replicas < 1:
         raise ValueError(f"--replicas {args.replicas}: at least one")
     from clipvisionalign.search.folder_index import index_folder, is_image_folder
-    from clipvisionalign.search.server.run import read_token
+    from clipvisionalign.search.server.run import bind_sockets, read_token
     from clipvisionalign.search.server.run import run_server as run_service
 
     if args.token:
         instead = "use --token-file FILE, or the environment variable CLIPVISIONALIGN_TOKEN"
         logger.info(f"--token shows the token in the list of processes and is to be removed: {instead}")
     token = read_token(args.token, args.token_file)
+    # Before a folder is indexed, which takes its time.
+    for each in bind_sockets(args.host, args.port):
+        each.close()
     indexes = [str(index_folder(name, args.run)) if is_image_folder(name) else name for name in args.indexes]
     run_service(
         indexes, args.host, args.port, token, args.run, read_only=args.read_only, ray=args.ray,

@@ -17,7 +17,7 @@ import numpy as np
 
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, cell_value
-from clipvisionalign.search.table_reader import TableReader, rows_condition
+from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import metadata_columns
 
 #: The metadata column with the time at which an image was photographed.
@@ -100,7 +100,7 @@ class Browser:
     def _images(self, times: np.ndarray, ids: np.ndarray, columns: list[str]) -> list[dict[str, Any]]:
         if not len(ids):
             return []
-        rows = self.table.read((*HIT_COLUMNS, *columns), rows_condition(ids)).to_pylist()
+        rows = self.table.rows(ids, (*HIT_COLUMNS, *columns))
         by_id = {row["id"]: row for row in rows}
         return [
             {name: by_id[image_id][name] for name in HIT_COLUMNS}

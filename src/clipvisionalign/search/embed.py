@@ -37,6 +37,7 @@ from clipvisionalign.models.run_files import CONFIG_FILE, MODEL_FOLDERS, weights
 from clipvisionalign.search.broken_files import classify_fault
 from clipvisionalign.search.patch_vectors import packed_patches
 from clipvisionalign.search.patches import PatchSettings
+from clipvisionalign.search.ray_cluster import LOCAL_RAY, connected_to_ray
 from clipvisionalign.search.storage import ImageFile, Storage, content_hash
 
 #: Files that go through the tower at a time.
@@ -49,8 +50,6 @@ PendingFile = tuple[ImageFile, str]
 #: A row of the table without its number, or one with the `reason` why there is none, what was at `fault`, and which
 #: format's decoder is missing.
 IndexRow = dict[str, Any]
-#: Ray's name for a cluster that is started on this machine.
-LOCAL_RAY = "local"
 
 
 def embed_files(
@@ -193,12 +192,10 @@ def embed_files_with_ray(
         ConnectionError: No cluster answers.
         ValueError: `run` is no run folder.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import pyarrow as arrow
     import ray
 
-    ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
-    try:
+    with connected_to_ray(address):
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -232,8 +229,6 @@ def embed_files_with_ray(
         )
         for block in embedded.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield block.to_pylist()
-    finally:
-        ray.shutdown()
 
 
 def _decode_block(block: Any, location: str, image_transform: ImageTransform) -> Any:

@@ -29,7 +29,7 @@ from clipvisionalign.search.promise import ResultAssessor
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
 from clipvisionalign.search.sharded_reader import ShardedReader, open_index_reader
 from clipvisionalign.search.storage import Storage, as_storage
-from clipvisionalign.search.table_reader import TableReader, rows_condition
+from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import metadata_columns
 from clipvisionalign.search.terms import Term
 
@@ -359,10 +359,7 @@ class Searcher:
         Returns:
             Rows in no particular order.
         """
-        if not ids:
-            return []
-        rows: list[dict[str, Any]] = self.table.read(columns, rows_condition(ids)).to_pylist()
-        return rows
+        return self.table.rows(ids, columns) if ids else []
 
     def values(self, ids: Sequence[int], column: str) -> dict[int, Any]:
         """The value of a column for each of some images.

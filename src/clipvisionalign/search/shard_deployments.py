@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 import uuid
@@ -19,8 +18,10 @@ from typing import Any
 
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery
 from clipvisionalign.search.manifest import read_manifest, read_shards, read_whole_manifest, shard_storage
-from clipvisionalign.search.sharded_reader import ShardedReader, ShardUnavailable
+from clipvisionalign.search.ray_cluster import LOCAL_RAY, connected_to_ray
+from clipvisionalign.search.sharded_reader import ShardedReader
 from clipvisionalign.search.storage import InvalidIndexError, as_storage
+from clipvisionalign.search.table_reader import ShardUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 RESPONSE_SECONDS, LAST_SECONDS = 5.0, 0.25
 #: Seconds between two questions which replicas run, and between Ray's own to each of them.
 STATE_SECONDS, HEALTH_SECONDS = 0.5, 1.0
+#: Seconds without a word of Ray Serve after which a shard is down that has not answered meanwhile either.
+SILENT_SECONDS = 10.0
 #: Seconds within which all shards have to be open at the start, and within which they are taken away at the end.
 START_SECONDS, END_SECONDS = 300.0, 8.0
 #: Requests that a replica answers at the same time.
@@ -83,10 +86,12 @@ class _Response:
     def __init__(self, deployments: ShardDeployments, shard: int, request: tuple[list[VectorQuery], list[str]]) -> None:
         self.deployments, self.shard, self.request = deployments, shard, request
         self.limit = time.monotonic() + RESPONSE_SECONDS
+        #: When another replica is asked, because this one may hang.
+        self.patience = self.limit - (RESPONSE_SECONDS / 2 if deployments.replicas > 1 else 0.0)
         self.response = deployments.send(shard, request) if deployments.is_up(shard) else None
 
     def result(self) -> list[NearestRows | Exception]:
-        """Wait for the rows. Where a replica dies of several, another one is asked.
+        """Wait for the rows. Where a replica of several dies, or takes half of the time, another one is asked.
 
         Returns:
             For each query its rows, or its error.
@@ -101,8 +106,9 @@ class _Response:
         while self.response is not None:
             try:
                 rows: list[NearestRows | Exception] = self.response.result(
-                    timeout_s=max(LAST_SECONDS, self.limit - time.monotonic())
+                    timeout_s=max(LAST_SECONDS, self.patience - time.monotonic())
                 )
+                self.deployments.answered(self.shard)
                 return rows
             except RayTaskError as error:
                 # Of the shard itself, such as a table that cannot be read.
@@ -110,13 +116,14 @@ class _Response:
             except (TimeoutError, GetTimeoutError):
                 # It may be slow and no more: nothing is concluded for the next request.
                 self.response.cancel()
-                break
+                can_retry, self.patience = self.patience < self.limit, self.limit
             except (RayError, RayServeException):
                 if self.deployments.replicas == 1:
                     self.deployments.lost(self.shard)
-                can_retry = self.deployments.is_up(self.shard) and time.monotonic() < self.limit
-                self.response = self.deployments.send(self.shard, self.request) if can_retry else None
-        raise ShardUnavailable
+                can_retry = time.monotonic() < self.limit
+            can_retry = can_retry and self.deployments.is_up(self.shard)
+            self.response = self.deployments.send(self.shard, self.request) if can_retry else None
+        raise ShardUnavailable("it does not answer now")
 
 
 class ShardDeployments:
@@ -146,6 +153,9 @@ class ShardDeployments:
         #: For each shard the number of replicas that run, and when the only one was last seen to be lost.
         self._running = [0] * len(self.shards)
         self._lost = [0.0] * len(self.shards)
+        #: When Ray Serve last gave its state, and when each shard last answered.
+        self._state_time = time.monotonic()
+        self._answer_times = [0.0] * len(self.shards)
         self._ended = threading.Event()
 
     def start(self, cores: float) -> None:
@@ -181,12 +191,14 @@ class ShardDeployments:
                 logger.info(f"{self.index}: {up} of {len(self.shards)} shards answer")
             time.sleep(STATE_SECONDS)
         self._handles = handles
-        threading.Thread(target=self._watch, name="replicas", daemon=True).start()
+        for watch in (self._watch_replicas, self._watch_cluster):
+            threading.Thread(target=watch, name=watch.__name__.strip("_"), daemon=True).start()
 
     def _read_states(self) -> list[int]:
         from ray import serve
 
         asked, applications = time.monotonic(), serve.status().applications
+        self._state_time = time.monotonic()
         for position, name in enumerate(self.names):
             deployments = applications[name].deployments.values() if name in applications else ()
             count = sum(deployment.replica_states.get("RUNNING", 0) for deployment in deployments)
@@ -216,13 +228,25 @@ class ShardDeployments:
         last_lines = [message.strip().splitlines()[-1] for message in messages if message.strip()]
         return next(iter(last_lines), f"not within {START_SECONDS:g} s" if is_late else "")
 
-    def _watch(self) -> None:
+    def _watch_replicas(self) -> None:
         while not self._ended.wait(STATE_SECONDS):
             try:
                 self._read_states()
             except Exception as error:
-                # The cluster itself is gone, or busy: what was known stays until it answers.
+                # The cluster is gone, or busy.
                 logger.debug(f"Ray Serve does not give its state: {error}")
+
+    def _watch_cluster(self) -> None:
+        """Where the cluster itself is gone, what is asked for its state waits: what is not heard of is down."""
+        is_silent = False
+        while not self._ended.wait(STATE_SECONDS):
+            limit, was_silent = time.monotonic() - SILENT_SECONDS, is_silent
+            is_silent = self._state_time < limit
+            if is_silent and not was_silent:
+                logger.warning(f"{self.index}: the Ray cluster does not answer; Ray ends this command after a minute")
+            for position, answer_time in enumerate(self._answer_times):
+                if is_silent and answer_time < limit:
+                    self._set_running(position, 0)
 
     def is_up(self, shard: int) -> bool:
         """Whether a replica of a shard runs.
@@ -243,6 +267,14 @@ class ShardDeployments:
         """
         self._lost[shard] = time.monotonic()
         self._set_running(shard, 0)
+
+    def answered(self, shard: int) -> None:
+        """A replica of a shard has answered.
+
+        Args:
+            shard: Its number.
+        """
+        self._answer_times[shard] = time.monotonic()
 
     def ask(self, shard: int, queries: Sequence[VectorQuery], columns: Sequence[str]) -> _Response:
         """Ask a shard for its nearest rows (`AskShard`).
@@ -309,31 +341,27 @@ def serve_shards(indexes: Sequence[str | Path], address: str, replicas: int = 1)
     if replicas < 1:
         raise ValueError(f"{replicas} replicas: at least one")
     deployments = [ShardDeployments(index, replicas) for index in indexes]
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-    from ray import serve
+    with connected_to_ray(address):
+        import ray
+        from ray import serve
 
-    ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
-    # What it reports of replicas that end is reported here, by the name of the shard.
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    is_first = not _has_serve()
-    try:
-        # Without its HTTP server: the requests come to the service, which encodes, filters and merges.
-        serve.start(proxy_location="Disabled")
-        cores = ray.cluster_resources().get("CPU", 1.0)
-        for each in deployments:
-            count = len(each.shards) * replicas
-            logger.info(f"{each.index}: starting {count} replicas of {len(each.shards)} shards on Ray")
-            each.start(cores / 2 / len(deployments))
-        yield [each.reader() for each in deployments]
-    finally:
+        # What it reports of replicas that end is reported here, by the name of the shard.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        is_first = not _has_serve()
         try:
+            # Without its HTTP server: the requests come to the service, which encodes, filters and merges.
+            serve.start(proxy_location="Disabled")
+            cores = ray.cluster_resources().get("CPU", 1.0)
+            for each in deployments:
+                count = len(each.shards) * replicas
+                logger.info(f"{each.index}: starting {count} replicas of {len(each.shards)} shards on Ray")
+                each.start(cores / 2 / len(deployments))
+            yield [each.reader() for each in deployments]
+        finally:
             for each in deployments:
                 each.end()
-            if address != "local":
+            if address != LOCAL_RAY:
                 _wait_until_gone({name for each in deployments for name in each.names}, is_first)
-        finally:
-            ray.shutdown()
 
 
 def _has_serve() -> bool:

@@ -1,13 +1,14 @@
 """Reading and searching an index in shards as if it were a single one.
 
 What every shard answers is merged here, whether they are read by this process or asked
-elsewhere (`ask`). A shard that does not answer is named with the result; where shards are read by this process
-alone, its error is that of the query.
+elsewhere (`ask`). A shard that does not answer, or cannot be read, is named with the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +20,13 @@ from clipvisionalign.search.hits import MissingShard
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery, merge_rows
 from clipvisionalign.search.manifest import read_shards, read_whole_manifest, shard_storage
 from clipvisionalign.search.patches import PatchReader
-from clipvisionalign.search.storage import Storage
-from clipvisionalign.search.table_reader import TableReader
+from clipvisionalign.search.storage import InvalidIndexError, Storage
+from clipvisionalign.search.table_reader import ShardUnavailable, TableReader, is_unreadable
 
+logger = logging.getLogger(__name__)
 
-class ShardUnavailable(Exception):
-    """A shard that does not answer."""
+#: Seconds for which a shard is down after it could not be read.
+FAILURE_SECONDS = 10.0
 
 
 class PendingRows(Protocol):
@@ -52,8 +54,26 @@ class ShardedTable(TableReader):
         tables: One for each shard.
     """
 
+    _ASK: Mapping[str, Callable[[TableReader], Any]] = {
+        "schema": lambda table: table.schema,
+        "version": lambda table: table.version,
+        "count": lambda table: table.count_rows(),
+    }
+
     def __init__(self, tables: Sequence[TableReader]) -> None:
         self.tables = tuple(tables)
+        #: What each answered last, which holds while it cannot be read.
+        self._last = {name: [ask(table) for table in self.tables] for name, ask in self._ASK.items()}
+
+    def _of_each(self, name: str) -> list[Any]:
+        known = self._last[name]
+        for position, table in enumerate(self.tables):
+            try:
+                known[position] = self._ASK[name](table)
+            except Exception as error:
+                if not is_unreadable(error):
+                    raise
+        return list(known)
 
     @property
     def source(self) -> Any:
@@ -65,18 +85,49 @@ class ShardedTable(TableReader):
         """The columns that all shards have, an Arrow schema."""
         import pyarrow as arrow
 
-        first, *others = (table.schema for table in self.tables)
+        first, *others = self._of_each("schema")
         types = [{field.name: field.type for field in schema} for schema in others]
         return arrow.schema([field for field in first if all(each.get(field.name) == field.type for each in types)])
 
     @property
     def version(self) -> int:
         """A number that changes with the version of any shard."""
-        return hash(tuple(table.version for table in self.tables))
+        return hash(tuple(self._of_each("version")))
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of rows of each shard."""
+        return self._of_each("count")
 
     def count_rows(self) -> int:
         """The number of rows of all shards."""
-        return sum(table.count_rows() for table in self.tables)
+        return sum(self.counts)
+
+    def rows(self, ids: Iterable[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of rows by their numbers, see `TableReader`; a shard that cannot be read may have none of them.
+
+        Args:
+            ids: Values of the column "id", one or more, each once.
+            columns: The columns.
+
+        Returns:
+            The rows that there are, in no particular order.
+
+        Raises:
+            OSError: A row may be in a shard that cannot be read.
+            RuntimeError: The engine cannot answer.
+        """
+        ids, rows, unreadable = list(ids), [], None
+        for table in self.tables:
+            try:
+                rows += table.rows(ids, columns)
+            except Exception as error:
+                if not is_unreadable(error):
+                    raise
+                unreadable = error
+        if unreadable is not None and len(rows) < len(ids):
+            raise OSError(f"a shard cannot be read: {unreadable}") from unreadable
+        return rows
 
     def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
         """Some columns of some rows, shard after shard, see `TableReader`.
@@ -155,7 +206,15 @@ class ShardedPatches(PatchReader):
         Raises:
             InvalidIndexError: A row is damaged.
         """
-        return {number: patches for reader in self.readers for number, patches in reader.read(images).items()}
+        read: dict[int, np.ndarray] = {}
+        for reader in self.readers:
+            try:
+                read |= reader.read(images)
+            except Exception as error:
+                # Damage is an error; what a shard that cannot be read holds is left out.
+                if isinstance(error, InvalidIndexError) or not is_unreadable(error):
+                    raise
+        return read
 
 
 class ShardedReader:
@@ -190,6 +249,8 @@ class ShardedReader:
         self.caption_table = ShardedTable(captions) if captions else None
         self.ask: AskShard = ask or self._ask_here
         self._is_up = is_up
+        #: When a shard last could not be read that has not answered since.
+        self._failures: dict[int, float] = {}
         self._pool = ThreadPoolExecutor(len(self.names), thread_name_prefix="shard")
 
     @cached_property
@@ -206,9 +267,13 @@ class ShardedReader:
             For each its "shard", a name, its number of "images", and whether it is "up".
         """
         return [
-            {"shard": name, "images": reader.table.count_rows(), "up": self._is_up is None or self._is_up(shard)}
-            for shard, (name, reader) in enumerate(zip(self.names, self.readers, strict=True))
+            {"shard": name, "images": images, "up": self._is_readable(shard)}
+            for shard, (name, images) in enumerate(zip(self.names, self.table.counts, strict=True))
         ]
+
+    def _is_readable(self, shard: int) -> bool:
+        failed = self._failures.get(shard, -FAILURE_SECONDS)
+        return time.monotonic() - failed >= FAILURE_SECONDS and (self._is_up is None or self._is_up(shard))
 
     def _ask_here(
         self, shard: int, queries: Sequence[VectorQuery], columns: Sequence[str]
@@ -224,29 +289,40 @@ class ShardedReader:
 
         Returns:
             For each query the rows that a single index would have, and the shards that have not answered; or the error
-            that a shard has with it.
+            that a shard has with it, or all shards where none has answered.
         """
         pending = [self.ask(shard, queries, columns) for shard in range(len(self.names))] if queries else []
-        responses: list[list[NearestRows | Exception]] = []
-        missing: list[MissingShard] = []
-        for shard, each in enumerate(pending):
-            try:
-                responses.append(each.result())
-            except ShardUnavailable:
-                missing.append(MissingShard(self.names[shard], self.readers[shard].table.count_rows()))
+        responses = [self._wait(shard, each, len(queries)) for shard, each in enumerate(pending)]
         return [
-            _merge([response[position] for response in responses], query.count, tuple(missing))
-            for position, query in enumerate(queries)
+            self._merge([each[position] for each in responses], query.count) for position, query in enumerate(queries)
         ]
 
+    def _wait(self, shard: int, pending: PendingRows, count: int) -> list[NearestRows | Exception]:
+        """What a shard answers to each of so many queries."""
+        try:
+            responses = pending.result()
+        except Exception as error:
+            responses = [error] * count
+        failure = next((each for each in responses if isinstance(each, Exception) and is_unreadable(each)), None)
+        was_readable = shard not in self._failures
+        if failure is None:
+            self._failures.pop(shard, None)
+        else:
+            self._failures[shard] = time.monotonic()
+            if was_readable and not isinstance(failure, ShardUnavailable):
+                name = self.names[shard] or "its only shard"
+                logger.warning(f"{name} cannot be read, until then results are incomplete: {failure}")
+        return responses
 
-def _merge(
-    responses: Sequence[NearestRows | Exception], count: int, missing: tuple[MissingShard, ...]
-) -> NearestRows | Exception:
-    for response in responses:
-        if isinstance(response, Exception):
-            return response
-    return NearestRows(merge_rows([each.rows for each in responses if isinstance(each, NearestRows)], count), missing)
+    def _merge(self, responses: Sequence[NearestRows | Exception], count: int) -> NearestRows | Exception:
+        errors = {shard: each for shard, each in enumerate(responses) if isinstance(each, Exception)}
+        for error in errors.values():
+            if len(errors) == len(responses) or not is_unreadable(error):
+                return error
+        counts = self.table.counts if errors else []
+        missing = tuple(MissingShard(self.names[shard], counts[shard]) for shard in errors)
+        rows = [each.rows for each in responses if isinstance(each, NearestRows)]
+        return NearestRows(merge_rows(rows, count), missing)
 
 
 def open_index_reader(index: str | Path | Storage) -> IndexReader | ShardedReader:

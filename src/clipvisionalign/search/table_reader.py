@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.storage import InvalidIndexError, Storage
 
 #: Delay after which an open index returns what another process has written.
 READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
@@ -36,6 +36,29 @@ def rows_condition(ids: Iterable[int]) -> str:
     'id IN (3, 7)'
     """
     return f"id IN ({', '.join(str(int(each)) for each in ids)})"
+
+
+class ShardUnavailable(OSError):
+    """A shard that does not answer."""
+
+
+def is_unreadable(error: BaseException) -> bool:
+    """Whether an error is that of an index whose files cannot be read, as of a drive that is gone.
+
+    Args:
+        error: The error of a query.
+
+    Returns:
+        Whether it is; any other one is the query's own.
+
+    >>> is_unreadable(OSError("Not found: index/pictures.lance")), is_unreadable(OSError("no field named year"))
+    (True, False)
+    """
+    if isinstance(error, (ShardUnavailable, InvalidIndexError)):
+        return True
+    # The engine raises errors of queries, too, as those of the system, which alone have a number.
+    by_system = isinstance(error, OSError) and error.errno is not None
+    return by_system or any(words in str(error) for words in ("LanceError(IO)", "Not found:"))
 
 
 class TableReader(ABC):
@@ -75,6 +98,21 @@ class TableReader(ABC):
         Raises:
             RuntimeError: The engine cannot answer.
         """
+
+    def rows(self, ids: Iterable[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Some columns of rows by their numbers.
+
+        Args:
+            ids: Values of the column "id", one or more, each once.
+            columns: The columns.
+
+        Returns:
+            The rows that there are, in no particular order.
+
+        Raises:
+            RuntimeError: The engine cannot answer.
+        """
+        return list(self.read(columns, rows_condition(ids)).to_pylist())
 
     @abstractmethod
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:

@@ -8,6 +8,10 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
+from clipvisionalign.search.table_reader import ShardUnavailable, is_unreadable
+
+logger = logging.getLogger(__name__)
+
 
 def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
     """The result of a route's work; an error that a user can correct becomes an HTTP error with its message.
@@ -33,12 +37,17 @@ def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
         raise HTTPException(404, str(error.args[0])) from None
     except MemoryError:
         raise HTTPException(413, "more than this machine has memory for") from None
+    except ShardUnavailable:
+        raise HTTPException(503, "no shard of this index answers now") from None
     except Exception as error:
-        if filter_text.strip():
+        if filter_text.strip() and not is_unreadable(error):
             raise HTTPException(422, f"filter '{filter_text}': the database cannot answer it: {error}") from None
-        if not isinstance(error, (RuntimeError, OSError)):
+        if is_unreadable(error):
+            logger.error(f"the index cannot be read: {error}")
+        elif isinstance(error, (RuntimeError, OSError)):
+            logger.exception("a request could not be answered")
+        else:
             raise
-        logging.getLogger(__name__).exception("a request could not be answered")
         raise HTTPException(503, "the index cannot be read now; see the log of the service") from None
 
 

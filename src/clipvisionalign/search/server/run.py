@@ -1,15 +1,19 @@
 """Starting the service: its token, its address, uvicorn."""
 
+import errno
 import logging
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from clipvisionalign.data.run_data import unfinished_note
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.server.settings import ServiceSettings
+from clipvisionalign.search.sharded_reader import ShardedReader
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ def run_server(
 
     Raises:
         ValueError: It would be open to the network without a token.
+        OSError: The port is in use, or the host is none of this machine.
         InvalidIndexError: An index cannot be opened.
         ConnectionError: No cluster answers.
         RuntimeError: A shard does not start on the cluster.
@@ -74,17 +79,74 @@ def run_server(
             f"--host {host} opens the images to the network: set a --token-file FILE, or {TOKEN_VARIABLE} "
             "in the environment"
         )
-    if not ray:
-        _serve([Searcher(index, run) for index in indexes], host, port, token, loopback, read_only)
-        return
-    from clipvisionalign.search.shard_deployments import serve_shards
+    with ExitStack() as stack:
+        # First: all else takes its time.
+        sockets = [stack.enter_context(each) for each in bind_sockets(host, port)]
+        readers: Sequence[ShardedReader | None] = [None] * len(indexes)
+        if ray:
+            from clipvisionalign.search.shard_deployments import serve_shards
 
-    with serve_shards(indexes, ray, replicas) as readers:
+            readers = stack.enter_context(serve_shards(indexes, ray, replicas))
         searchers = [Searcher(index, run, reader=reader) for index, reader in zip(indexes, readers, strict=True)]
-        _serve(searchers, host, port, token, loopback, read_only)
+        _serve(searchers, sockets, host, token, loopback, read_only)
 
 
-def _serve(searchers: Sequence[Searcher], host: str, port: int, token: str, loopback: bool, read_only: bool) -> None:
+def bind_sockets(host: str, port: int) -> list[socket.socket]:
+    """Reserve a port, before anything listens on it.
+
+    Args:
+        host: Name or address.
+        port: Port; 0 for any that is free.
+
+    Returns:
+        A socket for each address of the host that this machine has.
+
+    Raises:
+        OSError: The port is in use, or the host is none of this machine.
+
+    >>> (bound,) = bind_sockets("127.0.0.1", 0)
+    >>> with bound:
+    ...     bound.getsockname()[0]
+    '127.0.0.1'
+    """
+    sockets: list[socket.socket] = []
+    refused: OSError | None = None
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            try:
+                sockets.append(_bind(socket.socket(family, kind, protocol), address))
+            except OSError as error:
+                # A name may have an address of IPv6 on a machine without it.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                refused = error
+        if not sockets and refused is not None:
+            raise refused
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        way_out = "give another --port" if error.errno == errno.EADDRINUSE else "give another --host or --port"
+        raise OSError(f"{host}, port {port}: {error.strerror or error}: {way_out}") from None
+    return sockets
+
+
+def _bind(unbound: socket.socket, address: Any) -> socket.socket:
+    try:
+        unbound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if unbound.family == socket.AF_INET6:
+            unbound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        unbound.bind(address)
+    except OSError:
+        unbound.close()
+        raise
+    return unbound
+
+
+def _serve(
+    searchers: Sequence[Searcher], sockets: Sequence[socket.socket], host: str, token: str, loopback: bool,
+    read_only: bool,
+) -> None:  # fmt: skip
     """Serve open indexes until stopped."""
     import uvicorn
 
@@ -98,12 +160,13 @@ def _serve(searchers: Sequence[Searcher], host: str, port: int, token: str, loop
     app = create_app(searchers, token, hosts=hosts, read_only=read_only)
     # All addresses of a machine are none that another one can open.
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    logger.info(f"{page_url(shown, port, token)} (Ctrl-C stops it; /docs describes the interface)")
+    logger.info(
+        f"{page_url(shown, sockets[0].getsockname()[1], token)} (Ctrl-C stops it; /docs describes the interface)"
+    )
     # Ctrl-C does not wait longer for a client that never sends the rest of its request.
-    uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_keep_alive=15,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )  # fmt: skip
+    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=15, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(list(sockets))
 
 
 def page_url(host: str, port: int, token: str = "") -> str:
