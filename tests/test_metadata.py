@@ -269,3 +269,71 @@ def test_no_two_cells_become_one_and_each_is_given_back(cells):
         assert kind == "text" or float(text) == value
         if kind == "integer":
             assert str(value) == text
+
+
+# --- updates -----------------------------------------------------------------------------------------------------------
+
+#: Tables of `--metadata`, by a letter: one of the columns may have the name of a data set's.
+TABLES = {
+    "A": [["file_name", "year", "title"], ["p0.png", "2001", "a"], ["p1.png", "2002", "b"]],
+    "B": [["file_name", "stars"], ["p2.png", "3"]],
+    "S": [["file_name", "split"], ["p0.png", "own"]],
+    "N": [["file_name", "split", "taken"], ["p0.png", "7", "dawn"]],
+}
+SPLITS = {f"p{number}.png": split for number, split in enumerate(("train", "dev", "test", "train"))}
+
+
+def expected_values(calls: list[str]) -> dict[str, dict[str, object]]:
+    """By image the values after some updates: those of the last table, and of the data set if one was ever read."""
+    table = next((TABLES[call[-1]] for call in reversed(calls) if call[-1] in TABLES), [[]])
+    names = table[0][1:]
+    values: dict[str, dict[str, object]] = {image: dict.fromkeys(names) for image in SPLITS}
+    for image, *cells in table[1:]:
+        cast = [int(cell) if cell.isdecimal() else cell for cell in cells]
+        values[image].update(zip(names, cast, strict=True))
+    since = max(number for number, call in enumerate(calls) if call[-1] == "S") if "split" in names else 0
+    for image, row in values.items():
+        if any(call[0] in "cd" for call in calls[since:]) and row.get("split") is None:
+            row["split"] = SPLITS[image]
+    return values
+
+
+@pytest.mark.parametrize(
+    ("calls", "shards"),
+    [
+        (["folder A", "captions", "data"], None),
+        pytest.param(["captions A", "captions", "folder B", "captions"], 2, marks=pytest.mark.slow),
+        pytest.param(["captions S", "captions", "folder", "data A"], 2, marks=pytest.mark.slow),
+        pytest.param(["folder S", "captions", "captions B", "folder"], None, marks=pytest.mark.slow),
+        pytest.param(["folder", "data", "folder A", "captions"], None, marks=pytest.mark.slow),
+    ],
+)
+def test_an_update_keeps_the_columns_of_what_it_does_not_read(tmp_path, tiny_model, image_folder, calls, shards):
+    Aligner(tiny_model()).save(tmp_path / "run")
+    rows = [[f"pictures/{name}", f"a {name}", split] for name, split in SPLITS.items()]
+    data = written(tmp_path / "set.csv", [["image", "caption", "split"], *rows])
+    index = tmp_path / "index"
+    for number, call in enumerate(calls):
+        # A row that is written again keeps them too.
+        Image.new("RGB", (16, 16), (0, 90, 30 * number)).save(image_folder / "p0.png")
+        table = written(tmp_path / "table.csv", TABLES[call[-1]]) if call[-1] in TABLES else ""
+        source = image_folder if call.startswith("folder") else data
+        captions = call.startswith("captions")
+        build_index(tmp_path / "run", source, index, captions=captions, metadata=table, shards=shards)
+        kept = {}
+        for part in sorted(index.glob("shard-*")) or [index]:
+            for row in open_image_table(part).search().limit(10).to_list():
+                kept[row["path"]] = {key: row[key] for key in row if key not in (*BASE_COLUMNS, "_distance")}
+        assert kept == expected_values(calls[: number + 1]), call
+
+
+def test_a_column_of_an_earlier_table_keeps_its_type_beside_that_of_a_data_set(tmp_path, tiny_model, image_folder):
+    """Numbers under the name of a data set's texts, and a text under that of a date that cameras write."""
+    Aligner(tiny_model()).save(tmp_path / "run")
+    rows = [[f"pictures/{name}", f"a {name}", split] for name, split in SPLITS.items()]
+    data = written(tmp_path / "set.csv", [["image", "caption", "split"], *rows])
+    table, index = written(tmp_path / "table.csv", TABLES["N"]), tmp_path / "index"
+    build_index(tmp_path / "run", image_folder, index, metadata=table)
+    build_index(tmp_path / "run", data, index, captions=True)
+    kept = {row["path"]: (row["split"], row["taken"]) for row in open_image_table(index).search().limit(10).to_list()}
+    assert kept == {"p0.png": (7, "dawn")} | dict.fromkeys(("p1.png", "p2.png", "p3.png"), (None, None))

@@ -421,6 +421,9 @@ def test_a_lost_shard_is_not_made_again_without_the_columns_and_captions_of_the_
         assert {flag for flag in ("--metadata FILE", "--captions") if flag in error} == asked
         assert ("metadata columns" in error and "year" in error) == ("--metadata FILE" in asked)
         assert {str(path): path.stat().st_mtime_ns for path in many.rglob("*")} == kept, "something was written"
+    if lost != "captions":
+        with pytest.raises(InvalidIndexError, match=r"year.*give --metadata FILE as"):
+            build_index(run, table, many, captions=True)
     build_index(run, table, many, captions=True, metadata=table)
     assert values(many) == before
     assert build_index(run, folder, many).unchanged == 40

@@ -1,8 +1,9 @@
 """Columns of an index that its images' own metadata fills: when, with which camera, where.
 
 - A column is added with the first value of it: images without such metadata leave no columns of missing values.
-- A column of a user's metadata table wins over one of the same name; `camera.json` of the index lists these, and
-  whether the headers of all rows have been read. An index of before is filled by its next update, from headers alone.
+- A column of a user's metadata table wins over one of the same name, of an image's header or of a data set;
+  `camera.json` of the index lists these, and whether the headers of all rows have been read. An index of before is
+  filled by its next update, from headers alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from clipvisionalign.images import CameraMetadata, ImageError, camera_metadata, open_header
 from clipvisionalign.progress import progress
+from clipvisionalign.search.collection import DATA_SET_COLUMNS
 from clipvisionalign.search.diff import Changes
 from clipvisionalign.search.metadata import ColumnType, Metadata
 from clipvisionalign.search.places import has_gazetteer, nearest_towns
@@ -40,7 +42,7 @@ class CameraColumns:
     """Which of `CAMERA_COLUMNS` an index fills itself, and what was read.
 
     Attributes:
-        user_columns: Names that columns of the user's metadata have.
+        user_columns: Of `CAMERA_COLUMNS` and `DATA_SET_COLUMNS` those that the user's metadata table gave.
         is_complete: Whether the headers of all rows have been read.
         counts: Images by what their headers hold: "values", "none", "damaged"; "unreadable" could not be opened, and
             "filled" are those of them all that were read without being encoded.
@@ -54,6 +56,22 @@ class CameraColumns:
     def owned(self) -> list[str]:
         """The columns that the index fills."""
         return [name for name in CAMERA_COLUMNS if name not in self.user_columns]
+
+    @property
+    def user_camera_columns(self) -> list[str]:
+        """The columns of a camera's names that the user's metadata table gave."""
+        return [name for name in CAMERA_COLUMNS if name in self.user_columns]
+
+    def kept_columns(self, metadata: Metadata) -> list[str]:
+        """Of the columns of a data set those that an earlier table gave, whose values count more.
+
+        Args:
+            metadata: Of an update.
+
+        Returns:
+            Their names; none where the update brings a table.
+        """
+        return [name for name in metadata.column_types if metadata.table_columns is None and name in self.user_columns]
 
     def count(self, metadata: CameraMetadata) -> None:
         """Count one image.
@@ -80,20 +98,25 @@ def open_camera_columns(index: Storage, table: Any, metadata: Metadata | None) -
     Args:
         index: The storage of the index.
         table: The table of images.
-        metadata: The user's metadata; None keeps the columns that are there.
+        metadata: Of this update; without a user's table the columns of an earlier one count.
 
     Returns:
         The columns; camera.json is written.
     """
     existing = metadata_columns(table)
-    before, is_complete = _read_camera_file(index, table, existing)
-    after = before if metadata is None else [name for name in CAMERA_COLUMNS if name in metadata.column_types]
-    columns = CameraColumns(after, is_complete and set(before) <= set(after))
+    recorded, is_complete = _read_camera_file(index, table, existing)
+    # One that is not there is what an interrupted update left.
+    before = [name for name in recorded if name in existing]
+    from_table = None if metadata is None else metadata.table_columns
+    names = (*CAMERA_COLUMNS, *DATA_SET_COLUMNS)
+    after = before if from_table is None else [name for name in names if name in from_table]
+    columns = CameraColumns(after, is_complete and not set(recorded) & set(CAMERA_COLUMNS) - set(after))
     columns.write(index)
     # What passes from one side to the other is filled again; another type is what an interrupted update left.
     obsolete = [
-        name for name in CAMERA_COLUMNS if name in existing and (
-            (name in before) != (name in after) or (name not in after and existing[name] != CAMERA_COLUMNS[name])
+        name for name in names if name in existing and (
+            (name in before) != (name in after)
+            or (name not in after and existing[name] != CAMERA_COLUMNS.get(name, existing[name]))
         )
     ]  # fmt: skip
     if obsolete:
@@ -102,7 +125,7 @@ def open_camera_columns(index: Storage, table: Any, metadata: Metadata | None) -
 
 
 def _read_camera_file(index: Storage, table: Any, existing: Mapping[str, ColumnType]) -> tuple[list[str], bool]:
-    """Columns of the camera's names that are the user's, and whether all headers have been read."""
+    """Columns of the camera's or a data set's names that are the user's, and whether all headers have been read."""
     text = index.read(CAMERA_FILE)
     try:
         recorded = json.loads(text) if text else {}
@@ -125,6 +148,21 @@ def user_columns(index: Storage, table: Any) -> list[str]:
     existing = metadata_columns(table)
     of_user, _ = _read_camera_file(index, table, existing)
     return [name for name in existing if name not in CAMERA_COLUMNS or name in of_user]
+
+
+def table_columns(index: Storage, table: Any) -> list[str]:
+    """The metadata columns that a user's table gave: no data set, and no image's own metadata.
+
+    Args:
+        index: The storage of the index.
+        table: Its table of images.
+
+    Returns:
+        Their names, in the order of the table.
+    """
+    existing = metadata_columns(table)
+    of_user, _ = _read_camera_file(index, table, existing)
+    return [name for name in existing if name in of_user or name not in (*CAMERA_COLUMNS, *DATA_SET_COLUMNS)]
 
 
 def add_camera_columns(table: Any, names: Iterable[str]) -> None:

@@ -16,6 +16,9 @@ from clipvisionalign.images import exclusion_reason, first_bytes
 from clipvisionalign.search.metadata import CellValue, ColumnType, Metadata, read_metadata
 from clipvisionalign.search.storage import FileListing, ImageFile, Storage, clamp_time_ns, decode_path
 
+#: Metadata columns that a data set gives to its images.
+DATA_SET_COLUMNS = ("split", "identity")
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -25,7 +28,7 @@ class Collection:
         storage: The folder or URL of the images.
         listing: Its files.
         captions: Captions by the image's path; None where none are wanted.
-        metadata: Values by the image's path; None leaves what an index has unchanged.
+        metadata: Values by the image's path; of what is not read (a data set, a table), an index keeps its columns.
         data: The data set of the images; None for a folder.
         row_counts: Number of rows of the data set's files for each image, by its path in bytes.
     """

@@ -7,8 +7,8 @@ from typing import Any
 
 from clipvisionalign.images import CameraMetadata
 from clipvisionalign.search.broken_files import BROKEN_FILES_NAME, BrokenFiles
-from clipvisionalign.search.camera_columns import camera_values, valued_columns
-from clipvisionalign.search.collection import Collection
+from clipvisionalign.search.camera_columns import CameraColumns, camera_values, valued_columns
+from clipvisionalign.search.collection import DATA_SET_COLUMNS, Collection
 from clipvisionalign.search.diff import Changes, exceeds_drop_limit
 from clipvisionalign.search.embed import IndexRow, unpack_camera_metadata
 from clipvisionalign.search.index_parts import IndexPart
@@ -23,43 +23,59 @@ IMAGES_PER_WRITE = 512
 ROWS_PER_UPDATE = 10_000
 
 
-def sync_metadata_columns(table: Any, metadata: Metadata | None, owned: Sequence[str] = ()) -> None:
-    """Add the columns of the metadata to the table, and drop metadata columns that it does not have.
+def sync_metadata_columns(table: Any, collection: Collection, camera: CameraColumns) -> None:
+    """Add the columns of the metadata to the table, and drop those that a source which is read again no longer has.
 
-    Args:
-        table: The table of images.
-        metadata: The metadata; None leaves the columns as they are.
-        owned: Columns that the index fills itself, which are none of the metadata.
-    """
-    import pyarrow as arrow
-
-    if metadata is None:
-        return
-    existing = {name: kind for name, kind in metadata_columns(table).items() if name not in owned}
-    obsolete = [name for name, kind in existing.items() if metadata.column_types.get(name) != kind]
-    if obsolete:
-        table.drop_columns(obsolete)
-    types = {"integer": arrow.int64(), "number": arrow.float64(), "text": arrow.string(), "date": arrow.timestamp("s")}
-    added = [
-        arrow.field(name, types[kind]) for name, kind in metadata.column_types.items() if existing.get(name) != kind
-    ]
-    if added:
-        table.add_columns(added)
-
-
-def sync_metadata_values(table: Any, collection: Collection) -> None:
-    """Update the rows whose metadata differs from that of the collection.
+    Columns of a data set change only where one is read, all others only where a table is.
 
     Args:
         table: The table of images.
         collection: The images and their metadata.
+        camera: Which columns the index fills itself, and which an earlier table gave.
     """
+    import pyarrow as arrow
+
     metadata = collection.metadata
+    if metadata is None:
+        return
+    existing = {name: kind for name, kind in metadata_columns(table).items() if name not in camera.owned}
+    kept = camera.kept_columns(metadata)
+    wanted = {name: kind for name, kind in metadata.column_types.items() if name not in kept}
+
+    def is_read(name: str) -> bool:
+        of_data_set = name in DATA_SET_COLUMNS and name not in camera.user_columns
+        return collection.data is not None if of_data_set else metadata.table_columns is not None
+
+    obsolete = [
+        name for name, kind in existing.items() if (wanted[name] != kind if name in wanted else is_read(name))
+    ]  # fmt: skip
+    if obsolete:
+        table.drop_columns(obsolete)
+    types = {"integer": arrow.int64(), "number": arrow.float64(), "text": arrow.string(), "date": arrow.timestamp("s")}
+    added = [arrow.field(name, types[kind]) for name, kind in wanted.items() if existing.get(name) != kind]
+    if added:
+        table.add_columns(added)
+
+
+def sync_metadata_values(table: Any, metadata: Metadata | None, camera: CameraColumns) -> None:
+    """Update the rows whose metadata differs from that of the update.
+
+    Args:
+        table: The table of images.
+        metadata: The metadata; None leaves the values as they are.
+        camera: Which columns an earlier table gave: a data set's value counts where an image has none.
+    """
     if metadata is None or not metadata.column_types:
         return
-    names = ["raw", *metadata.column_types]
+    kept, existing = camera.kept_columns(metadata), metadata_columns(table)
+    # A column of another type has no room for a data set's values.
+    names = ["raw", *(name for name, kind in metadata.column_types.items() if existing[name] == kind)]
     rows = read_columns(table, ["path", *names])
-    new_rows = [{"raw": row["raw"]} | metadata.row_for(row.pop("path")) for row in rows]
+    new_rows = []
+    for row in rows:
+        new = {"raw": row["raw"]} | metadata.row_for(row.pop("path"))
+        new |= {name: row[name] for name in kept if row.get(name) is not None}
+        new_rows.append({name: new[name] for name in names})
     changed = [new for new, row in zip(new_rows, rows, strict=True) if new != row]
     for start in range(0, len(changed), ROWS_PER_UPDATE):
         update_rows(table, "raw", changed[start : start + ROWS_PER_UPDATE], names)
@@ -85,7 +101,9 @@ class _PartWriter:
     """
 
     def __init__(self, part: IndexPart, metadata: Metadata | None) -> None:
-        self.part, self.metadata = part, metadata
+        self.part, self.metadata = part, metadata or Metadata()
+        kept = part.camera.kept_columns(self.metadata)
+        self.columns = [name for name in self.metadata.column_types if name not in kept]
         self.rows: list[dict[str, Any]] = []
         self.patches: list[tuple[int, str, bytes]] = []
 
@@ -93,8 +111,11 @@ class _PartWriter:
         """Collect an encoded image."""
         camera, name = self.part.camera, decode_path(row["raw"])
         camera.count(camera_metadata)
-        values = camera_values(camera_metadata, camera.owned) | (self.metadata.row_for(name) if self.metadata else {})
-        self.rows.append(row | {"id": number, "path": name} | values)
+        values = self.metadata.row_for(name)
+        self.rows.append(
+            row | {"id": number, "path": name} | camera_values(camera_metadata, camera.owned)
+            | {column: values[column] for column in self.columns}
+        )  # fmt: skip
         self.patches.append((number, row["hash"], patches))
 
     def flush(self) -> int:
@@ -104,7 +125,7 @@ class _PartWriter:
         written, table = len(self.rows), self.part.table
         if written:
             camera_names = valued_columns(table, self.rows, self.part.camera.owned)
-            names = (*BASE_COLUMNS, *(self.metadata.column_types if self.metadata else ()), *camera_names)
+            names = (*BASE_COLUMNS, *self.columns, *camera_names)
             schema = arrow.schema([table.schema.field(name) for name in names])
             data = arrow.Table.from_pylist(self.rows, schema=schema)
             if self.part.patches:

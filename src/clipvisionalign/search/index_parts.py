@@ -14,7 +14,13 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from clipvisionalign.search.camera_columns import CAMERA_COLUMNS, CameraColumns, add_camera_columns, user_columns
+from clipvisionalign.search.camera_columns import (
+    CAMERA_COLUMNS,
+    CameraColumns,
+    add_camera_columns,
+    table_columns,
+    user_columns,
+)
 from clipvisionalign.search.collection import Collection
 from clipvisionalign.search.diff import Changes
 from clipvisionalign.search.embed import PendingFile
@@ -101,14 +107,18 @@ def refuse_lost_columns(index: Storage, collection: Collection) -> None:
     captions = {name: open_caption_table(storage) for name, storage in there.items()}
     columns = {name: user_columns(there[name], table) for name, table in images.items() if table is not None}
     expected = list(dict.fromkeys(column for each in columns.values() for column in each))
+    from_table = {name for shard in columns for name in table_columns(there[shard], images[shard])}
     has_captions = any(table is not None and table.count_rows() for table in captions.values())
     for name in whole.shards:
         lacking = {}
         missing = [column for column in expected if column not in columns.get(name, ())]
-        if missing and collection.metadata is None:
-            lacking["--metadata FILE"] = f"the metadata columns {', '.join(missing)}"
+        of_table = [column for column in missing if column in from_table]
+        if of_table and (collection.metadata is None or collection.metadata.table_columns is None):
+            lacking["--metadata FILE"] = f"the metadata columns {', '.join(of_table)}"
         if has_captions and captions.get(name) is None and collection.captions is None:
             lacking["--captions"] = "the captions"
+        elif len(of_table) < len(missing) and collection.data is None:
+            lacking["--captions"] = "the columns of the data set"
         if lacking:
             state = "lacks" if name in columns else "is missing, and its images would be encoded without"
             raise InvalidIndexError(

@@ -269,7 +269,7 @@ def _update_index(
         patches = stored[0].pool
     for part in parts:
         _begin_part(aligner, collection, part, patches)
-    if collection.metadata is not None and (own := parts[0].camera.user_columns):
+    if collection.metadata is not None and (own := parts[0].camera.user_camera_columns):
         logger.info(f"metadata: its own {', '.join(own)} counts, not what the images' headers have")
     report = new_report(listing, changes)
     pending, kept_as = changes.pending, parts[0].patches.settings if parts[0].patches else None
@@ -316,7 +316,7 @@ def _begin_part(aligner: Aligner, collection: Collection, part: IndexPart, patch
     """What an update does to a part before images are encoded."""
     part.patches = begin_patches(aligner, part.storage, {row["id"]: row["hash"] for row in part.rows}, patches)
     part.camera = open_camera_columns(part.storage, part.table, collection.metadata)
-    sync_metadata_columns(part.table, collection.metadata, part.camera.owned)
+    sync_metadata_columns(part.table, collection, part.camera)
     # Captions and decisions first: after an interruption in between, the row is recognised as moved once more.
     move_captions(part.storage, part.changes.renamed)
     _move_decisions(part)
@@ -346,7 +346,7 @@ def _finish_part(aligner: Aligner, collection: Collection, part: IndexPart, repo
     if part.patches:
         counts = finish_patches(aligner, collection.storage, part.table, part.patches)
         report.patches = {name: report.patches.get(name, 0) + number for name, number in counts.items()}
-    sync_metadata_values(part.table, collection)
+    sync_metadata_values(part.table, collection.metadata, part.camera)
     fill_places(part.table, part.camera)
     report.camera = dict(Counter(report.camera) + part.camera.counts)
     report.there += part.table.count_rows()

@@ -53,6 +53,7 @@ class Metadata:
         rows: Number of rows of the table.
         matched: Number of those that name an image.
         problems: Rows that name none, and what is read otherwise than it is written.
+        table_columns: Names of the columns that a user's table gave; None where none was read.
     """
 
     column_types: dict[str, ColumnType] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class Metadata:
     rows: int = 0
     matched: int = 0
     problems: list[Problem] = field(default_factory=list)
+    table_columns: tuple[str, ...] | None = None
 
     def row_for(self, name: str) -> dict[str, CellValue]:
         """The values of an image.
@@ -76,7 +78,7 @@ class Metadata:
         """Both metadata of the same images.
 
         Args:
-            other: The other one, whose values count where both have a column.
+            other: A table's, whose values count where both have a column.
 
         Returns:
             All columns and images.
@@ -86,6 +88,7 @@ class Metadata:
             self.column_types | other.column_types,
             {name: self.values.get(name, {}) | other.values.get(name, {}) for name in names},
             self.rows + other.rows, self.matched + other.matched, [*self.problems, *other.problems],
+            other.table_columns,
         )  # fmt: skip
 
     @property
@@ -155,7 +158,8 @@ def read_metadata(
     values = {
         name: {new: cast_cell(value, column_types[new]) for new, value in row.items()} for name, row in cells.items()
     }
-    return Metadata(column_types, values, row_count, len(cells), [*problems, *names.problems()])
+    problems += names.problems()
+    return Metadata(column_types, values, row_count, len(cells), problems, tuple(column_types))
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
