@@ -271,3 +271,31 @@ def test_fingerprint_tells_data_sets_apart(tmp_path):
     first = write("a dog", 0)
     assert write("a dog", 0) == first
     assert write("a cat", 0) != first
+
+
+def test_a_missing_image_is_expected_beside_the_others_and_is_no_other_file(tmp_path):
+    """By names of another machine: `/n/a/1.jpg` is another image than the one that `/m/a/1.jpg` was resolved to."""
+    for number in (1, 2, 3):
+        paint(tmp_path / "a" / f"{number}.jpg", number)
+    names = ["/m/a/1.jpg", "/m/a/2.jpg", "/n/a/3.jpg", "/n/a/1.jpg", "/n/a/4.jpg"]
+    (tmp_path / "list.csv").write_text("\n".join(["image,caption", *(f"{name},of {name}" for name in names)]))
+    data = read_captioned_images(tmp_path / "list.csv")
+    assert [path for path in data.images if path.is_file()] == [
+        tmp_path / "a" / f"{number}.jpg" for number in (1, 2, 3)
+    ]
+    assert data.images[4] == tmp_path / "a" / "4.jpg"
+    assert not data.images[3].exists()
+
+
+def test_a_missing_image_is_expected_in_the_folder_of_its_split(tmp_path):
+    """Each file of COCO's captions has folders of its own, and names in one are not as in the other."""
+    for split, numbers in (("train2017", (1, 2)), ("val2017", (3,))):
+        images = [{"id": number, "file_name": f"{number}.jpg"} for number in (*numbers, 10 * numbers[0])]
+        for number in numbers:
+            paint(tmp_path / split / f"{number}.jpg", number)
+        annotations = [{"image_id": each["id"], "caption": f"of {each['id']}"} for each in images]
+        path = tmp_path / "annotations" / f"captions_{split}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    missing = {path for path in read_captioned_images(tmp_path).images if not path.exists()}
+    assert missing == {tmp_path / "train2017" / "10.jpg", tmp_path / "val2017" / "30.jpg"}

@@ -25,11 +25,13 @@ from clipvisionalign.data.formats import read_captioned_images
 from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.search import broken_files as broken_module
+from clipvisionalign.search import collection
 from clipvisionalign.search.broken_files import BrokenFiles, classify_fault, read_broken_files
 from clipvisionalign.search.diff import exceeds_drop_limit
 from clipvisionalign.search.index_report import IndexReport
 from clipvisionalign.search.indexer import build_index
-from clipvisionalign.search.storage import InvalidIndexError, list_local_images
+from clipvisionalign.search.manifest import recorded_folder
+from clipvisionalign.search.storage import InvalidIndexError, Storage, list_local_images
 from clipvisionalign.search.tables import open_caption_table, open_image_table
 
 
@@ -300,6 +302,77 @@ def test_an_index_of_a_data_set_counts_and_splits_as_check_does(run, source, tmp
     assert "no column 'colour' to group by" in capsys.readouterr().err
     assert main(["index", str(run), str(source), "--out", str(tmp_path / "other"), "--group", "scene"]) == 1
     assert "--group names a column of a data set" in capsys.readouterr().err
+
+
+# --- the folder of a data set's images -------------------------------------------------------------------------------
+
+
+def flickr(folder: Path) -> None:
+    lines = [f"{path.name},a {path.stem}" for path in sorted((folder / "images").rglob("*.png"))]
+    (folder / "captions.txt").write_text("\n".join(["image,caption", *lines]))
+
+
+def other_spelling(folder: Path) -> None:
+    """A table of another system: slashes, case, and a folder that is not here."""
+    lines = [f"C:\\SET\\Images\\{path.name},a {path.stem}" for path in sorted((folder / "images").rglob("*.png"))]
+    (folder / "list.csv").write_text("\n".join(["image,caption", *lines]))
+
+
+def texts(folder: Path) -> None:
+    for path in (folder / "images").rglob("*.png"):
+        path.with_suffix(".txt").write_text(f"a {path.stem}")
+
+
+@pytest.mark.parametrize(
+    ("layout", "below", "gone", "older"),
+    [
+        (flickr, "", "00", False),
+        (other_spelling, "", "11", False),
+        (texts, "other", "00 01", False),
+        (texts, "other", "00 01", True),
+    ],
+    ids=["flickr8k", "table", "texts", "texts of an older index"],
+)
+def test_the_folder_of_an_index_is_the_same_whichever_images_are_there(
+    run, tmp_path, monkeypatch, layout, below, gone, older
+):
+    folder, index = tmp_path / "data", tmp_path / "index"
+    paths = [
+        draw(folder / "images" / (below if (number < 2) != older else "") / f"{number:02}.png", number)
+        for number in range(12)
+    ]
+    layout(folder)
+    source = folder / "list.csv" if layout is other_spelling else folder
+    with monkeypatch.context() as patch:
+        if older:
+            patch.setattr(collection, "UNLISTED_LAYOUTS", ())
+        build_index(run, source, index, captions=True)
+    before = (recorded_folder(Storage(index)), paths_of(index))
+    assert before[0] == str(folder if layout is texts and not older else folder / "images")
+    lost = [path for path in paths if path.stem in gone.split()]
+    for path in lost:
+        path.rename(tmp_path / path.name)
+    report = build_index(run, source, index, captions=True)
+    assert (report.encoded, report.moved, report.dropped, report.there) == (0, 0, len(lost), 12 - len(lost))
+    assert_adds_up(report)
+    if layout is not texts:
+        missing = {row.image for row in read_captioned_images(source) if not Path(row.image).exists()}
+        assert missing == set(lost)
+        assert [entry["path"] for entry in read_broken_files(index)] == [path.name for path in lost]
+    for path in lost:
+        (tmp_path / path.name).rename(path)
+    assert build_index(run, source, index, captions=True).encoded == len(lost)
+    assert (recorded_folder(Storage(index)), paths_of(index)) == before
+
+
+def test_a_folder_of_images_that_is_filled_later_is_of_the_same_index(run, tmp_path):
+    """A new index of class folders is of all splits, though one alone is there; one of before keeps its folder."""
+    for number in range(4):
+        draw(tmp_path / "set" / "train" / "ab"[number % 2] / f"{number}.png", number)
+    build_index(run, tmp_path / "set", tmp_path / "index", captions=True, layout="classes")
+    draw(tmp_path / "set" / "val" / "a" / "9.png", 9)
+    assert build_index(run, tmp_path / "set", tmp_path / "index", captions=True, layout="classes").encoded == 1
+    assert paths_of(tmp_path / "index")[-1] == "val/a/9.png"
 
 
 # --- what is tried again ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 from clipvisionalign.data.captioned import SPLITS, CaptionedImage, CaptionedImages, DataError, Problem
 from clipvisionalign.data.captions import MISSING_VALUES, parse_captions
 from clipvisionalign.data.image_entries import ImageEntry, split_by_group
-from clipvisionalign.data.image_names import NameResolver, ResolvedName, clean_name
+from clipvisionalign.data.image_names import MissingFiles, NameResolver, ResolvedName, clean_name
 from clipvisionalign.data.split_file import split_file_path
 from clipvisionalign.data.splits import HASH_RULE, SPLIT_RULE, canonical_split, read_split_file
 from clipvisionalign.data.text_files import decode
@@ -58,6 +58,8 @@ class CaptionTable:
     _entries: dict[str, ImageEntry] = field(default_factory=dict)
     _resolved: dict[tuple[str, tuple[Path, ...]], ResolvedName] = field(default_factory=dict)
     _used_names: set[str] = field(default_factory=set)
+    _missing: list[tuple[ImageEntry, Sequence[Path]]] = field(default_factory=list)
+    _missing_files: MissingFiles = field(default_factory=MissingFiles)
     _resolver: NameResolver = field(init=False)
 
     def __post_init__(self) -> None:
@@ -165,6 +167,11 @@ class CaptionTable:
                 relative.as_posix() if os.path.isabs(text) else clean_name(text), relative.as_posix()
             )
             entry = self._entries[resolved.key] = ImageEntry(unique_name, resolved.path, location, text)
+            search_folders = list(folders) or self.folders
+            if resolved.exists:
+                self._missing_files.add(text, resolved.path, search_folders)
+            else:
+                self._missing.append((entry, search_folders))
         if resolved.difference and text not in entry.names:
             message = f"'{text}' is read as {resolved.path}, which differs in {resolved.difference}"
             self.report("name spelled otherwise", location, message, "mended")
@@ -273,6 +280,8 @@ class CaptionTable:
         Raises:
             DataError: No image is left, or sources of splits contradict each other.
         """
+        for entry, folders in self._missing:
+            entry.image = self._missing_files.path(entry.name_as_written, folders)
         self._apply_split_lists()
         entries = []
         for entry in self._entries.values():

@@ -94,6 +94,55 @@ def _name_pattern(name: str) -> str:
 
 
 @dataclass
+class MissingFiles:
+    """Where files should be that are not there: beside those whose names are written alike.
+
+    Of `img/1.jpg` that is `data/Images/img/1.jpg` it is learned that `img` is `data/Images/img`, and `data/Images` the
+    folder of all such names. `img/2.jpg` and `b/3.jpg` have their paths by that, whichever files are there.
+    """
+
+    _folder_of: dict[tuple[tuple[Path, ...], tuple[str, ...]], Path] = field(default_factory=dict)
+
+    def add(self, name: str, path: Path, folders: Sequence[Path]) -> None:
+        """Learn from a file that is there.
+
+        Args:
+            name: Its name, as it is written.
+            path: The file.
+            folders: Folders in which it was searched.
+        """
+        parts = _name_parts(name)
+        while parts and parts[-1] and _casefolded(parts[-1]) == _casefolded(path.name):
+            parts, path = parts[:-1], path.parent
+            if self._folder_of.setdefault((tuple(folders), parts), path) is not path:
+                return
+
+    def path(self, name: str, folders: Sequence[Path]) -> Path:
+        """The path of a file that is not there.
+
+        Args:
+            name: Its name, as it is written.
+            folders: Folders in which it was searched.
+
+        Returns:
+            The path by what was learned; else below the first folder that has the folder of its name, or the first.
+        """
+        parts = _name_parts(name)
+        for depth in range(len(parts) - 1, -1, -1):
+            folder = self._folder_of.get((tuple(folders), parts[:depth]))
+            # A file that is there is another's: the name was not resolved to it.
+            if folder is not None and not os.path.lexists(path := folder.joinpath(*parts[depth:])):
+                return path
+        paths = [folder / clean_name(name) for folder in folders]
+        return next((path for path in paths if path.parent.is_dir()), paths[0])
+
+
+def _name_parts(name: str) -> tuple[str, ...]:
+    """The parts of a name with either kind of slashes; the first one of an absolute name is empty."""
+    return tuple(clean_name(name.replace("\\", "/")).split("/"))
+
+
+@dataclass
 class NameResolver:
     """Finds files by the names that a table has for them.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from clipvisionalign.data.captioned import CaptionedImage, CaptionedImages, DataError
-from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.data.formats import UNLISTED_LAYOUTS, read_captioned_images
 from clipvisionalign.data.splits import SPLIT_RULE
 from clipvisionalign.images import exclusion_reason, first_bytes
 from clipvisionalign.search.metadata import CellValue, ColumnType, Metadata, read_metadata
@@ -43,7 +43,7 @@ class Collection:
 
 def read_collection(
     source: str | Path, captions: bool = False, layout: str = "auto", metadata: str | Path = "",
-    reserved_names: Iterable[str] = (), group: str = "", split_rule: int = SPLIT_RULE,
+    reserved_names: Iterable[str] = (), group: str = "", split_rule: int = SPLIT_RULE, folder: str = "",
 ) -> Collection:  # fmt: skip
     """The images below a folder or URL; or those of a data set, where `source` is a file or its captions are wanted.
 
@@ -55,6 +55,8 @@ def read_collection(
         reserved_names: Names that no metadata column may have; such a column is renamed.
         group: A column of a table whose images stay in one split, see `read_captioned_images`; "" for none.
         split_rule: How images without a split are assigned, see `data/splits.py`.
+        folder: Where the index that is updated has its images: so it remains for those of a data set that are all
+            below it. "" for a new index.
 
     Returns:
         The images; no image is opened.
@@ -68,7 +70,7 @@ def read_collection(
     if path.is_file() and not exclusion_reason(path.name, partial(first_bytes, path)):
         raise DataError(f"{source}: one image; give the folder that it is in, such as {path.parent}")
     if is_data_set(source, captions):
-        collection = _collect_data_set(read_captioned_images(source, layout, group, split_rule))
+        collection = _collect_data_set(read_captioned_images(source, layout, group, split_rule), folder)
         collection = collection if captions else replace(collection, captions=None)
     elif group:
         raise DataError(f"{source}: --group names a column of a data set: give a table's file, or --captions")
@@ -96,10 +98,20 @@ def is_data_set(source: str | Path, captions: bool) -> bool:
     return captions or Path(source).is_file()
 
 
-def _collect_data_set(data: CaptionedImages) -> Collection:
+def _image_folder(data: CaptionedImages, paths: Sequence[Path], recorded: str) -> Path:
+    """The folder below which the paths of a data set's images are those of an index."""
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    source = Path(os.path.abspath(data.source))
+    source = source if source.is_dir() else source.parent
+    within = [folder for folder in (common, *common.parents) if folder.is_relative_to(source)]
+    by_default = source if within and data.layout in UNLISTED_LAYOUTS else common
+    return next((folder for folder in within if Storage(folder).location == recorded), by_default)
+
+
+def _collect_data_set(data: CaptionedImages, recorded: str) -> Collection:
     """The files that a data set names, each once, under the name that comes first."""
     paths = [_absolute_image_path(row, data) for row in data]
-    root = Path(os.path.commonpath([path.parent for path in paths]))
+    root = _image_folder(data, paths, recorded)
     listing = FileListing()
     captions: dict[str, tuple[str, ...]] = {}
     values: dict[str, dict[str, CellValue]] = {}
@@ -120,12 +132,12 @@ def _absolute_image_path(row: CaptionedImage, data: CaptionedImages) -> Path:
     """Where an image is, without `.` and `..`."""
     if isinstance(row.image, bytes):
         raise DataError(f"{data.source}: images inside a table have no place of their own: write them to files")
-    path = os.path.abspath(row.image)
+    path, folder = Path(os.path.abspath(row.image)), row.image.parent
     try:
         # After a link `..` is not the parent in the text.
-        return Path(path if os.path.samefile(path, row.image) else os.path.realpath(row.image))
+        return path if os.path.samefile(path.parent, folder) else Path(os.path.realpath(folder)) / path.name
     except OSError:
-        return Path(path)
+        return path
 
 
 def _add_file(listing: FileListing, path: Path, raw: bytes) -> bytes:

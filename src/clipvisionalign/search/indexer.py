@@ -66,6 +66,7 @@ from clipvisionalign.search.manifest import (
     open_manifests,
     read_shards,
     record_folder,
+    recorded_folder,
     recorded_folders,
     shard_storage,
 )
@@ -136,12 +137,13 @@ def build_index(
     if is_data_set(source, captions) and is_data_of_run(run, source):
         # Splits are metadata: they are those of the run.
         reading = read_options_of_run(run, source, layout, group)
+    index = _require_utf8_path(Storage(out))
     collection = read_collection(
-        source, captions, reading.layout, metadata, BASE_COLUMNS, reading.group, reading.split_rule
-    )
+        source, captions, reading.layout, metadata, BASE_COLUMNS, reading.group, reading.split_rule,
+        recorded_folder(index),
+    )  # fmt: skip
     if collection.data is not None:
         log_first("note", differences_from_run(run, collection.data))
-    index = _require_utf8_path(Storage(out))
     graph = _graph_settings(index, vectors, vector_width, aligner.width)
     try:
         with _translate_write_errors(index):

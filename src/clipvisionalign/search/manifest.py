@@ -332,6 +332,23 @@ def recorded_folders(index: Storage, names: Sequence[str]) -> set[str]:
     return {read_manifest(storage).folder for storage in storages} | ({shards.folder} if shards else set())
 
 
+def recorded_folder(index: Storage) -> str:
+    """Where the images of an index as a whole are.
+
+    Args:
+        index: The storage of what may be an index.
+
+    Returns:
+        Path or URL; "" where there is no index.
+
+    Raises:
+        InvalidIndexError: Its manifest cannot be read.
+    """
+    if shards := read_shards(index):
+        return shards.folder
+    return read_manifest(index).folder if index.read(MANIFEST_FILE) is not None else ""
+
+
 def record_folder(index: Storage, names: Sequence[str], folder: str) -> None:
     """Record where the images of an index are.
 

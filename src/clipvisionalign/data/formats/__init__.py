@@ -57,6 +57,9 @@ LAYOUTS: dict[str, Layout] = {
     )
 }
 
+#: Layouts without a list of their images: those that are there are all.
+UNLISTED_LAYOUTS = ("texts", classes.LAYOUT)
+
 #: Layouts whose rows have columns.
 LAYOUTS_WITH_COLUMNS = ("folder", "table")
 
