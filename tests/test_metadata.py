@@ -337,3 +337,14 @@ def test_a_column_of_an_earlier_table_keeps_its_type_beside_that_of_a_data_set(t
     build_index(tmp_path / "run", data, index, captions=True)
     kept = {row["path"]: (row["split"], row["taken"]) for row in open_image_table(index).search().limit(10).to_list()}
     assert kept == {"p0.png": (7, "dawn")} | dict.fromkeys(("p1.png", "p2.png", "p3.png"), (None, None))
+
+
+def test_the_format_of_an_index_names_its_files_and_columns(tmp_path, tiny_model, image_folder):
+    Aligner(tiny_model()).save(tmp_path / "run")
+    rows = [[f"pictures/{name}", f"a {name}", split] for name, split in SPLITS.items()]
+    data = written(tmp_path / "set.csv", [["image", "caption", "split"], *rows])
+    build_index(tmp_path / "run", data, tmp_path / "index", captions=True)
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
+    described = page.partition("## Index")[2].partition("## Report")[0]
+    names = [f"{each.name}/" if each.name == "text" else each.name for each in (tmp_path / "index").iterdir()]
+    assert [name for name in (*names, *BASE_COLUMNS) if f"`{name}`" not in described] == []

@@ -9,6 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from clipvisionalign.cli import main
+from clipvisionalign.cli.data import scenes_parser
 from clipvisionalign.data.scene_dataset import random_scenes, write_scenes
 from clipvisionalign.data.scenes import Group, Scene, draw_scene, scene_captions, spatial_relation, swap_first_groups
 
@@ -112,3 +114,19 @@ def test_a_seed_draws_the_same_and_another_seed_others(tmp_path):
     graphs = [json.loads(line) for line in (tmp_path / "a" / "scenes.jsonl").read_text().splitlines()]
     assert len(graphs) == 6
     assert {"file_name", "split", "background", "groups", "seed"} == set(graphs[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [([], 0), (["--captions", "1"], 1), (["--classes", "shape"], 2)],
+    ids=["plain", "difficulty", "classes"],
+)
+def test_the_help_names_the_files_that_are_written(tmp_path, flags, part):
+    """What stands before the first semicolon is always written, and each further part under its condition alone."""
+    parser = scenes_parser()
+    (argument,) = (action for action in parser._actions if action.dest == "out")
+    files = [set(re.findall(r"\w+/|\w+\.\w+", clause)) for clause in argument.help.split(";")]
+    assert main(["scenes", str(tmp_path / "set"), "--images", "60", "--size", "32", *flags]) == 0
+    written = {f"{path.name}/" if path.is_dir() else path.name for path in (tmp_path / "set").iterdir()}
+    assert written == ({"train/", "val/", "test/"} if part == 2 else files[0] | files[part])
+    assert files[2] == set()

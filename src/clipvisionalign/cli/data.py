@@ -27,7 +27,11 @@ def scenes_parser() -> argparse.ArgumentParser:
         description="Draw the built-in data set: scenes of shapes with five captions each, or as hard as the settings "
         "ask for.",
     )
-    parser.add_argument("out", help="folder to write: images/, metadata.csv, scenes.jsonl, scenes.json")
+    parser.add_argument(
+        "out",
+        help="folder to write: images/, metadata.csv, scenes.jsonl; with a setting of difficulty also scenes.json; "
+        "with --classes the folders of the classes alone",
+    )
     parser.add_argument("--images", type=int, help="scenes to draw (default 1000), a hash decides on their splits")
     for split in ("train", "dev", "test"):
         parser.add_argument(f"--{split}", type=int, metavar="N", help=f"scenes of {split}, instead of --images")
