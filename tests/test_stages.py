@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from clipvisionalign.study.trial import train_trial
 from clipvisionalign.study.trial_checks import refuse_other_settings, settings_hash
 from clipvisionalign.study.validation import PlanError
 from clipvisionalign.study.zero_shot import add_zero_shot
-from clipvisionalign.training import trainer
+from clipvisionalign.training import trainer, trainer_setup
 from clipvisionalign.training.config import RunConfig
 from clipvisionalign.training.config_checks import check_settings
 from clipvisionalign.training.dry_run import try_step
@@ -532,6 +533,64 @@ def test_a_dry_run_finds_what_a_later_stage_would_fail_at(settings):
     with pytest.raises(ValueError, match=r"--freeze both .*nothing is left to be trained"):
         try_step(config, settings("base"))
     try_step(settings("dry", "cross", stages="heads:1,all:1,fusion:1"))
+
+
+def _of_tower(model: AlignerConfig, name: str) -> AlignerConfig:
+    return replace(model, image_tower=replace(model.image_tower, name=name, size=32, weights="random"))
+
+
+LATER_FAULTS = {
+    "too many blocks": ({"freeze_blocks": 9}, "test_resnet", r"--freeze_blocks 9: test_resnet has 4; "),
+    "no blocks": ({"freeze_blocks": 2}, "convnext_atto", r"--freeze_blocks: convnext_atto is not divided into blocks"),
+    "no layer to adapt": (
+        {"peft": "lora", "freeze_layers": ["text_tower.encoder.*"]}, "test_resnet", r"--peft lora: no layer of the text "
+    ),
+    "batch norms of a chunk": ({"chunk": 5}, "test_resnet", r"--chunk: test_resnet .* batch norms"),
+    "nothing to train": (
+        {"stages": "all:1,heads:1", "freeze_layers": ["*_head.*", "*log_scale"], "init": "base"}, "",
+        r"--freeze both .*nothing is left to be trained"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", LATER_FAULTS)
+def test_what_a_later_stage_refuses_is_refused_before_the_first_one_trains(
+    fault, settings, tiny_runs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(trainer, "forward_backward", lambda *given: pytest.fail("a stage has trained"))
+    more, name, message = LATER_FAULTS[fault]
+    config = settings(
+        "", **{"stages": "heads:1,all:1", "freeze_layers": [], "out": str(tmp_path / "new" / "run"), **more}
+    )
+    config = replace(config, init=config.init and str(tiny_runs["self"]))
+    config = replace(config, model=_of_tower(config.model, name) if name else config.model)
+    with pytest.raises(ValueError, match=f"^{message}") as refused:
+        train(config, silent)
+    assert not (tmp_path / "new").exists()
+    # As the stage is alone.
+    alone = replace(stage_settings(config, 1), init=config.init, out=str(tmp_path / "alone"))
+    with pytest.raises(ValueError, match=f"^{message}") as refused_alone:
+        train(alone, silent)
+    assert str(refused.value) == str(refused_alone.value)
+
+
+def killed(*_: object) -> None:
+    raise CutOffError
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_package_that_only_a_later_stage_needs_is_missed_at_once(restart, settings, tmp_path, monkeypatch):
+    config = settings("", stages="heads:1,all:1", peft="lora", out=str(tmp_path / "new" / "run"))
+    if restart:
+        with monkeypatch.context() as patched:
+            patched.setattr(trainer_setup, "pin_revisions", killed)
+            with pytest.raises(CutOffError):
+                train(config, silent)
+    monkeypatch.setattr(trainer, "forward_backward", lambda *given: pytest.fail("a stage has trained"))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModuleNotFoundError, match="peft"):
+        resume(config.out, silent) if restart else train(config, silent)
+    assert (tmp_path / "new").exists() == restart
 
 
 def test_a_setting_counts_if_it_counts_in_one_stage(settings):

@@ -127,17 +127,35 @@ def build_aligner(
     if aligner.logit_bias is not None:
         # No other loss has a gradient for it.
         aligner.logit_bias.requires_grad_(config.loss.name == "sigmoid")
-    redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers, frozen_blocks(config.freezing))
-    if config.peft == "lora":
-        add_lora(aligner, config.lora, config.freeze_layers)
-    elif redundant_patterns and is_new_run:
+    redundant_patterns = freeze_parts(aligner, config)
+    if redundant_patterns and is_new_run and config.peft == "none":
         logger.info(f"no effect of --freeze_layers {' '.join(redundant_patterns)}: frozen without that")
-    if config.epochs:
-        _check_trains_something(aligner, config.freezing)
     if is_new_run and not config.profile:
         # A profile times what it does not keep.
         check_frozen_initialised(aligner, loaded, config.freeze, config.freeze_layers, config.init)
     return aligner
+
+
+def freeze_parts(aligner: Aligner, config: RunConfig) -> list[str]:
+    """Freeze what the settings keep as it is, and add their adapters.
+
+    Args:
+        aligner: The model; it is changed itself.
+        config: The settings of the run.
+
+    Returns:
+        The patterns of `freeze_layers` that froze nothing more.
+
+    Raises:
+        ValueError: The settings do not fit the model, or no step would change a vector or a score.
+        ModuleNotFoundError: Adapters are wanted, and their package is not installed.
+    """
+    redundant_patterns = freeze(aligner, config.freeze, config.freeze_layers, frozen_blocks(config.freezing))
+    if config.peft == "lora":
+        add_lora(aligner, config.lora, config.freeze_layers)
+    if config.epochs:
+        _check_trains_something(aligner, config.freezing)
+    return redundant_patterns
 
 
 def _check_trains_something(aligner: Aligner, config: FreezingConfig) -> None:

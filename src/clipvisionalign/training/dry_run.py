@@ -1,6 +1,8 @@
-"""A step with synthetic images, which finds what `train` would refuse, without a run folder."""
+"""What `train` would refuse, without a run folder: a step with synthetic images, and what later stages train."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 
@@ -13,10 +15,12 @@ from clipvisionalign.training.build import (
     build_loss,
     check_batch_norm_statistics,
     found_here,
+    freeze_parts,
     start_distributed,
 )
 from clipvisionalign.training.config import RunConfig, frozen_blocks
 from clipvisionalign.training.config_checks import check_settings
+from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.fine_tuning import set_train_mode
 from clipvisionalign.training.forward import PrecomputedFeatures, Towers
 from clipvisionalign.training.optimizer import build_optimizer
@@ -45,6 +49,30 @@ def try_step(config: RunConfig, base: RunConfig | None = None) -> None:
         stage = stage_settings(config, number)
         _try_stage(stage, base)
         base = stage
+
+
+def check_later_stages(config: RunConfig, distributed: Distributed) -> None:
+    """Check, before the first stage of a run trains, that no later one would be refused by its settings.
+
+    Args:
+        config: The settings of the run, with the commits of its towers.
+        distributed: The processes of the run.
+
+    Raises:
+        ValueError: The settings of a later stage do not fit the model, or nothing would be trained.
+        ModuleNotFoundError: A package is missing.
+    """
+    later = [stage_settings(config, number) for number in range(1, len(parse_stages(config.stages)))]
+    if not later:
+        return
+    with preserve_rng_state():
+        # What a stage refuses depends on no weight.
+        model = Aligner(config.model, load_weights=False)
+        for stage in later:
+            check_settings(stage)
+            aligner = copy.deepcopy(model)
+            freeze_parts(aligner, stage)
+            check_batch_norm_statistics(aligner, stage, distributed)
 
 
 def _try_stage(config: RunConfig, base: RunConfig | None) -> None:

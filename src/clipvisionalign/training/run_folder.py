@@ -183,7 +183,7 @@ def _undo_on_error(out: Path, created: list[Path], begun_settings: bytes | None,
 
     kind: of the error, None for none.
     """
-    refused = kind is not None and issubclass(kind, (ValueError, OSError))
+    refused = kind is not None and issubclass(kind, (ValueError, OSError, ModuleNotFoundError))
     if refused and out.is_dir() and not (out / "config.yaml").is_file():
         if begun_settings is None:
             remove(out / BEGUN_FILE)

@@ -11,7 +11,7 @@ from typing import Any, cast
 from clipvisionalign.counts import count_noun
 from clipvisionalign.files import remove, run_lock
 from clipvisionalign.training.config import RunConfig, starts_from_model
-from clipvisionalign.training.run_folder import LOCK_FILE, check_output, write_begun
+from clipvisionalign.training.run_folder import LOCK_FILE, check_output, prepare_folder, write_begun
 from clipvisionalign.training.stages import STAGES_FOLDER, Stage, adapted_in_stage, parse_stages, stage_folder
 
 logger = logging.getLogger(__name__)
@@ -90,15 +90,24 @@ class RunStage:
         epochs = count_noun(stage.epochs, "epoch")
         return f"stage {self.number + 1} of {len(self.stages)}: {stage.trains}, {epochs}{rate}"
 
-    def check_output(self) -> None:
-        """Check that the run's folder holds nothing that the stage may not replace.
+    def prepare_folder(self, stack: ExitStack) -> None:
+        """Make the run's folder, where the stage has another one; what is interrupted from here on can be resumed.
+
+        The stages of a run that is there already stay resumable until `begin`.
+
+        Args:
+            stack: Given what undoes this where the call is refused.
 
         Raises:
-            FileExistsError: It does.
+            FileExistsError: The folder holds something that the stage may not replace.
             ValueError: The run needs something of the folder.
         """
-        if self.is_new and not self.is_last:
+        if not self.is_new or self.is_last:
+            return
+        if (self.out / STAGES_FOLDER).is_dir():
             check_output(self.config)
+        else:
+            prepare_folder(self.config, False, stack)
 
     def lock(self, stack: ExitStack) -> None:
         """Lock the run's folder, where the stage has another one.

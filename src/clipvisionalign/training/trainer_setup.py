@@ -36,6 +36,7 @@ from clipvisionalign.training.data import open_data
 from clipvisionalign.training.data_checks import check_same_data
 from clipvisionalign.training.distillation import Distillation, StartVectors
 from clipvisionalign.training.distributed import Distributed
+from clipvisionalign.training.dry_run import check_later_stages
 from clipvisionalign.training.ema import ExponentialMovingAverage
 from clipvisionalign.training.epoch_log import record_start, start_line
 from clipvisionalign.training.forward import FeatureLookup, Towers
@@ -112,7 +113,7 @@ class TrainerSetup:
             if config.init:
                 processes.run_on_main(lambda: check_init(config.init))
             if stage is not None:
-                processes.run_on_main(stage.check_output)
+                processes.run_on_main(lambda: stage.prepare_folder(stack))
             processes.run_on_main(lambda: prepare_folder(config, self._again, stack))
         processes.run_on_main(lambda: stack.enter_context(run_lock(self.out / LOCK_FILE, "trains this run")))
         if stage is not None:
@@ -141,6 +142,10 @@ class TrainerSetup:
         # One process fetches the towers' weights; the others find the commit in the cache.
         pinned = processes.run_on_main(lambda: pin_revisions(self.config.model))
         self.config = config = replace(self.config, model=pinned)
+        stage = self.stage
+        if stage is not None and not stage.number and state is None:
+            whole = replace(stage.config, model=pinned)
+            processes.run_on_all(lambda: check_later_stages(whole, processes), long_timeout=True)
         self.reduced_width, directions = self._find_directions(config, device)
         self.aligner = aligner = processes.run_on_all(
             lambda: build_aligner(config, device, state is None, directions=directions), long_timeout=True
