@@ -18,13 +18,13 @@ import pytest
 import test_going_on
 import yaml
 from forked import Forked, wait_until
-from test_going_on import cut_off, silent
+from test_going_on import CutOffError, assert_same, cut_off, silent, undisturbed
 
 from clipvisionalign import files, read_captioned_images
 from clipvisionalign.data.batches import CaptionedBatches, local_batch_size, step_bounds, steps_in_epoch
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.files import run_lock
-from clipvisionalign.training import run_folder, trainer_setup
+from clipvisionalign.training import run_folder, trainer, trainer_setup
 from clipvisionalign.training.best_epoch import BestEpoch
 from clipvisionalign.training.checkpoint import load_last_checkpoint
 from clipvisionalign.training.config import RunConfig
@@ -49,6 +49,27 @@ def edit(run: str | Path, name: str, value: object) -> None:
         section = section[group]
     section[last] = value
     path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+#: What is frozen, and kept on disk with a cache.
+FROZEN = {
+    "the image tower": {"freeze": "image", "augment": "flip+crop", "views": 2},
+    "its first blocks": {"freeze": "none", "freeze_blocks": 2, "augment": "flip+crop", "views": 2},
+    "both towers": {"freeze": "both"},
+}  # fmt: skip
+
+
+def fail_in_second_call(real):
+    """What ends as by a kill before its second call."""
+    calls = iter([real])
+
+    def call(*given):
+        function = next(calls, None)
+        if function is None:
+            raise CutOffError
+        return function(*given)
+
+    return call
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -87,6 +108,41 @@ def test_an_edited_run_is_refused_by_the_settings_name_or_resumed(settings, monk
     edit(config.out, name, value)
     with pytest.raises(ValueError, match=f"changed since the run was begun: {name} {value!r}, begun with "):
         resume(config.out, silent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("kept", "elsewhere"), ("off", "kept")])
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_another_cache_leaves_the_results_as_they_were(settings, tmp_path, monkeypatch, frozen, before, after):
+    folders = {"kept": str(tmp_path / "cache"), "elsewhere": str(tmp_path / "other"), "off": "off"}
+    config = settings("", **FROZEN[frozen], out=str(tmp_path / "run"), cache=folders[before])
+    whole = replace(config, out=str(tmp_path / "whole"))
+    undisturbed(whole)
+    cut_off(config, monkeypatch)
+    edit(config.out, "cache", folders[after])
+    # Once more, as the checkpoints of a resumed run are resumed from too.
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "forward_backward", fail_in_second_call(trainer.forward_backward))
+        with pytest.raises(CutOffError):
+            resume(config.out, silent)
+    resume(config.out, silent)
+    assert_same(config.out, whole.out)
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_a_run_with_kept_features_is_not_resumed_without_them_and_the_setting_is_named(
+    settings, tmp_path, monkeypatch, frozen
+):
+    config = settings("", **FROZEN[frozen], out=str(tmp_path / "run"), cache=str(tmp_path / "cache"))
+    cut_off(config, monkeypatch)
+    edit(config.out, "cache", "off")
+    with pytest.raises(ValueError, match=r"run: cache 'off', begun with a cache: .* put back a folder or 'auto'"):
+        resume(config.out, silent)
+    # Where nothing is kept, nothing changes.
+    free = settings("", freeze="none", out=str(tmp_path / "free"), cache=str(tmp_path / "cache"))
+    cut_off(free, monkeypatch)
+    edit(free.out, "cache", "off")
+    assert resume(free.out, silent)["steps"] == 6
 
 
 # --- how an epoch is dealt -------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.training.config import RunConfig
+from clipvisionalign.training.config import FreezingConfig, RunConfig
 from clipvisionalign.training.distributed import Distributed
 from clipvisionalign.training.recorded import record_settings
 
@@ -71,6 +71,25 @@ def check_same_settings(state: dict[str, Any], config: RunConfig, out: Path) -> 
         raise ValueError(
             f"{out / 'config.yaml'}: changed since the run was begun: {'; '.join(sorted(changed))}: put it back, or "
             f"train again with another --out; what may change is in docs/training.md"
+        )
+
+
+def check_same_cache(state: dict[str, Any], config: FreezingConfig, out: Path) -> None:
+    """Check that a run that was begun with outputs of frozen towers on disk may keep them there.
+
+    Args:
+        state: Of its checkpoint.
+        config: What is trained, and where outputs are kept.
+        out: The run folder, for the message.
+
+    Raises:
+        ValueError: They are to be kept no longer.
+    """
+    if config.cache == "off" and any(state.get("kept", ())):
+        raise ValueError(
+            f"{out}: cache 'off', begun with a cache: without it images vary otherwise than in the views on disk, and "
+            "outputs are not rounded as there, so that the run would end as another one: put back a folder or 'auto', "
+            "or train again with another --out"
         )
 
 

@@ -48,7 +48,12 @@ from clipvisionalign.training.optimizer import build_optimizer, build_schedule
 from clipvisionalign.training.precision import choose_dtypes, dtype_name
 from clipvisionalign.training.profiling import Timings
 from clipvisionalign.training.reduced_width import ReducedWidth, check_space, find_directions, recorded_width
-from clipvisionalign.training.resume import check_same_partition, checkpoint_settings, epoch_partition
+from clipvisionalign.training.resume import (
+    check_same_cache,
+    check_same_partition,
+    checkpoint_settings,
+    epoch_partition,
+)
 from clipvisionalign.training.run_folder import LOCK_FILE, TRACKER_FOLDER, prepare_folder, write_run_files
 from clipvisionalign.training.run_stage import RunStage
 from clipvisionalign.training.start_vectors import build_start, write_start_vectors
@@ -126,12 +131,16 @@ class TrainerSetup:
                 f"{config.data}: --distill keeps the vectors of all training images, which a stream has only as they "
                 "come: give a data set that is not a stream, or leave it out"
             )
-        caches_features = caches_image_features(config.freezing)
+        # As when the run was begun: `cache` may be another one since.
+        self._reads_images = caches_image_features(config.freezing)
+        if state is not None:
+            check_same_cache(state, config.freezing, self.out)
+            self._reads_images = state.get("reads_images", self._reads_images)
         # A profile is never resumed.
         self._contents: dict[str, dict[str, str]] = (
             {}
             if config.profile
-            else processes.run_on_main(lambda: self.data.contents(caches_features, processes.is_main))
+            else processes.run_on_main(lambda: self.data.contents(self._reads_images, processes.is_main))
         )
         if state is not None:
             check_same_data(state, self._contents, config.dataset, self.out)
@@ -336,7 +345,8 @@ class TrainerSetup:
         """
         processes = self.processes
         state: dict[str, Any] = {"place": asdict(self.progress), "opened": self._contents, "settings": self._settings}
-        state |= {**self._partition, "kept": self._uses_cache, "precision": list(map(dtype_name, self.dtypes))}
+        state |= {**self._partition, "kept": self._uses_cache, "reads_images": self._reads_images}
+        state |= {"precision": list(map(dtype_name, self.dtypes))}
         state |= {"counted": processes.all_gather_object(self.batches.counters())}
         return state | self.train_state.state_dict(processes)
 
