@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import test_going_on
 import timm
@@ -15,6 +16,7 @@ from test_going_on import assert_same, cut_off, silent, undisturbed
 from tolerance import assert_rounds_to
 
 from clipvisionalign import load_aligner, read_captioned_images
+from clipvisionalign.log import log_to
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.aligner_config import AlignerConfig
 from clipvisionalign.models.image_tower import ImageTower, ImageTowerConfig
@@ -25,6 +27,7 @@ from clipvisionalign.training.feature_cache import augmentation_views, open_imag
 from clipvisionalign.training.fine_tuning import freeze, set_train_mode
 from clipvisionalign.training.ineffective_settings import ineffective_settings
 from clipvisionalign.training.train import resume
+from clipvisionalign.training.trainer import Trainer
 
 settings = test_going_on.settings
 
@@ -226,6 +229,51 @@ def test_no_image_is_opened_again_and_one_that_is_cut_short_is_counted(half, sce
     monkeypatch.setattr(feature_cache, "_compute", lambda *given: pytest.fail("features are computed again"))
     undisturbed(replace(config, out=str(tmp_path / "again")))
     assert_same(tmp_path / "run", tmp_path / "again")
+
+
+def lines_of(config: RunConfig) -> list[str]:
+    """What the setup of a run logs of its towers."""
+    lines: list[str] = []
+    with log_to(lines.append), Trainer(config):
+        pass
+    return [line for line in lines if line.startswith(("image tower", "text tower"))]
+
+
+@pytest.mark.parametrize("frozen", ["blocks", "image", "both"])
+def test_what_is_frozen_and_kept_is_logged_with_its_folder_and_size(frozen, half, tmp_path):
+    more = {"blocks": {"freeze": "none"}, "image": {"freeze": "image"}, "both": {"freeze": "both", "design": "late"}}
+    config = half("", **more[frozen], out=str(tmp_path / "run"), cache=str(tmp_path / "cache"))
+    lines = lines_of(config)
+    data = read_captioned_images(config.data)
+    dev = data.split("dev")
+    captions = len(data.split("train").first_by_hash(48).captions)
+
+    def size(kind: str) -> str:
+        files = list((tmp_path / "cache" / kind).rglob("*.npy"))
+        # Without the head of each file.
+        size = sum(np.load(each, mmap_mode="r").nbytes for each in files)
+        assert size
+        return f"{size / 2**20:.1f} MiB"
+
+    what = "first 2 of 4 blocks frozen" if frozen == "blocks" else "frozen"
+    expected = [
+        f"image tower: {what}; 3 views of 48 train images and 1 view of {len(dev)} dev images kept in "
+        f"{tmp_path / 'cache' / 'features'} ({size('features')})"
+    ]
+    if frozen == "both":
+        expected.append(
+            f"text tower: frozen; outputs of {captions} train captions and {len(dev.captions)} dev captions kept in "
+            f"{tmp_path / 'cache' / 'captions'} ({size('captions')})"
+        )
+    assert lines == expected
+
+
+def test_blocks_whose_outputs_are_not_kept_are_logged_as_frozen_too(half, tmp_path):
+    own = {"freeze": "none", "cache": "off"}
+    assert lines_of(half("", **own, out=str(tmp_path / "blocks"))) == [
+        "image tower: first 2 of 4 blocks frozen; their outputs are not kept: images pass through them in every step"
+    ]
+    assert not lines_of(half("", **own, freeze_blocks=0, out=str(tmp_path / "none")))
 
 
 def test_settings_that_do_not_fit_are_named_and_those_without_effect_too(tiny_model):

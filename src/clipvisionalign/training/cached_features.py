@@ -57,6 +57,11 @@ class ImageFeatureCache(_FeatureCache):
         """The number of cached views of each image."""
         return self.pooled.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """The space on disk."""
+        return self.pooled.nbytes + self.patches.nbytes
+
     def __call__(self, index: Tensor, view: Tensor, device: torch.device) -> ImageFeatures:
         """The features of some images, each in one view.
 
@@ -93,6 +98,11 @@ class EarlyFeatureCache(_FeatureCache):
     def views(self) -> int:
         """The number of cached views of each image."""
         return self.features.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """The space on disk."""
+        return self.features.nbytes
 
     def __call__(self, index: Tensor, view: Tensor, device: torch.device) -> EarlyFeatures:
         """The outputs for some images, each in one view.

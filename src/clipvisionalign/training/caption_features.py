@@ -34,6 +34,11 @@ class CaptionFeatureCache:
     tokens: np.ndarray | None = None
     ends: np.ndarray | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """The space on disk."""
+        return self.pooled.nbytes + sum(array.nbytes for array in (self.tokens, self.ends) if array is not None)
+
     def __call__(self, index: Tensor, device: torch.device) -> CaptionFeatures:
         """The features of some captions.
 

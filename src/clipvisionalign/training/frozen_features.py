@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from clipvisionalign.counts import count_noun
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner, AnyTextTower
 from clipvisionalign.training.caption_features import CaptionFeatureCache, caption_features_exist, open_caption_features
@@ -27,6 +28,7 @@ from clipvisionalign.training.feature_cache import (
     image_features_size,
     open_image_features,
 )
+from clipvisionalign.training.fine_tuning import divided_tower
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +90,12 @@ class CacheSpace:
         return False
 
     def __str__(self) -> str:
-        size = sum(self.sizes)
-        size_text = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-        return f"{self.root}: no room for {size_text} of {self.what}"
+        return f"{self.root}: no room for {_size_text(sum(self.sizes))} of {self.what}"
+
+
+def _size_text(size: int) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _compute_once(
@@ -229,6 +234,49 @@ def load_frozen_caption_features(
         return None, None
     train = caches[0] if keeps_train else None
     return train, None if config.profile else caches[-1]
+
+
+def describe_frozen_towers(
+    config: RunConfig,
+    aligner: Aligner,
+    data: TrainingData,
+    images: Sequence[AnyFeatureCache | None],
+    captions: Sequence[CaptionFeatureCache | None],
+) -> list[str]:
+    """Which blocks of the image tower are frozen, and what is kept on disk of frozen towers, how large, and where.
+
+    Args:
+        config: The settings of the run.
+        aligner: The model.
+        data: The data.
+        images: What `load_frozen_image_features` returned.
+        captions: What `load_frozen_caption_features` returned.
+
+    Returns:
+        Lines for the log: of the image tower, and of the text tower; none of a tower of which nothing is to be stated.
+    """
+    lines, names, root = [], ("train", "dev"), cache_folder(config.cache)
+    # Of a stream no features are kept.
+    counts = {"train": len(data.train) if isinstance(data.train, CaptionedImages) else 0, "dev": len(data.dev)}
+    image_caches = {name: cache for name, cache in zip(names, images, strict=True) if cache is not None}
+    caption_caches = {name: cache for name, cache in zip(names, captions, strict=True) if cache is not None}
+    frozen, blocks = "frozen", frozen_blocks(config.freezing)
+    if blocks:
+        frozen = f"first {blocks} of {len(divided_tower(aligner, blocks).parts().blocks)} blocks frozen"
+    if image_caches:
+        kept = " and ".join(
+            f"{count_noun(cache.views, 'view')} of {count_noun(counts[name], f'{name} image')}"
+            for name, cache in image_caches.items()
+        )
+        size = _size_text(sum(cache.nbytes for cache in image_caches.values()))
+        lines.append(f"image tower: {frozen}; {kept} kept in {root / 'features'} ({size})")
+    elif blocks:
+        lines.append(f"image tower: {frozen}; their outputs are not kept: images pass through them in every step")
+    if caption_caches:
+        kept = " and ".join(count_noun(len(cache.pooled), f"{name} caption") for name, cache in caption_caches.items())
+        size = _size_text(sum(cache.nbytes for cache in caption_caches.values()))
+        lines.append(f"text tower: frozen; outputs of {kept} kept in {root / 'captions'} ({size})")
+    return lines
 
 
 def _caption_features_size(data: CaptionedImages, tokens: bool, tower: AnyTextTower) -> int:

@@ -40,7 +40,11 @@ from clipvisionalign.training.dry_run import check_later_stages
 from clipvisionalign.training.ema import ExponentialMovingAverage
 from clipvisionalign.training.epoch_log import record_start, start_line
 from clipvisionalign.training.forward import FeatureLookup, Towers
-from clipvisionalign.training.frozen_features import load_frozen_caption_features, load_frozen_image_features
+from clipvisionalign.training.frozen_features import (
+    describe_frozen_towers,
+    load_frozen_caption_features,
+    load_frozen_image_features,
+)
 from clipvisionalign.training.ineffective_settings import ineffective_settings
 from clipvisionalign.training.init_run import check_init
 from clipvisionalign.training.metrics_logger import MetricsLogger
@@ -202,6 +206,12 @@ class TrainerSetup:
         caption_features, self._dev_caption_features = load_frozen_caption_features(
             config, aligner, data, processes, uses_cache[1]
         )
+        images, captions = (
+            (self.image_features, self._dev_image_features),
+            (caption_features, self._dev_caption_features),
+        )
+        for line in describe_frozen_towers(config, aligner, data, images, captions):
+            logger.info(line)
         has_captions = (caption_features or self._dev_caption_features) is not None
         self._uses_cache = [self.image_features is not None, has_captions]
         self.lookup = FeatureLookup(self.image_features, caption_features, processes.device)
