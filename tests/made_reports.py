@@ -66,14 +66,14 @@ def made_report(
     variants: Mapping[str, float] | None = None, seeds: Sequence[int] = (0, 1), images: int = 40,
     lengths: Sequence[int] = (4, 9), missing: Sequence[tuple[str, int]] = (), refused: Sequence[tuple[str, int]] = (),
     alike: bool = False, costs: Mapping[str, Sequence[dict[str, Any]]] | None = None, pairs: Mapping[str, int] | None = None,
-    dual: Mapping[str, float] | None = None, bases: Mapping[str, str] | None = None, study: Path = Path("study"),
+    dual: Mapping[str, float] | None = None, frontiers: Mapping[str, dict[str, Any]] | None = None, bases: Mapping[str, str] | None = None, study: Path = Path("study"),
     **plan: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A report as a study writes it.
 
     variants: each one's skill (see `drawn_ranks`); alike: all draw the same ranks; missing: cells that failed; refused:
     cells whose audit failed; costs: the rounds of each variant's measurement; pairs: minimal pairs by kind; dual: the
-    skill of a variant's own dual encoder, where it re-ranks; bases: what a variant starts from; plan: what the plan has beside variants and seeds.
+    skill of a variant's own dual encoder, where it re-ranks; frontiers: what `measure_frontier` gives of a variant; bases: what a variant starts from; plan: what the plan has beside variants and seeds.
     """
     skills = {"self": 0.4, "late": 0.5} if variants is None else dict(variants)
     of = {name: (bases or {}).get(name, "") for name in skills}
@@ -98,6 +98,8 @@ def made_report(
                                               for kind, count in pairs.items()}} if pairs else {},
                 "curves": {"step": [10, 20], "loss": [3.0, 2.0], "rsum": [100.0, 200.0], "dev_loss": [3.0, 2.5]},
             }  # fmt: skip
+            if frontiers and name in frontiers and seed == seeds[0]:
+                result["frontier"] = frontiers[name]
             measured.append(TrialResult(name, seed, result, ranks))
     gaps = Gaps(study)
     gaps.states = dict.fromkeys(missing, (FAILED, "ValueError: it failed"))

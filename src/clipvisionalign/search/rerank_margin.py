@@ -125,22 +125,55 @@ def measure_margins(cosines: np.ndarray, pair_scores: np.ndarray, own: np.ndarra
     quantiles = np.quantile(lead[:, 1:], np.linspace(0.0, 1.0, _STEPS))
     # Rounded up, so that what is written re-ranks the same hits.
     margins = [0.0, *np.unique(np.ceil(np.maximum(quantiles, 0.0) * 1e6) / 1e6).tolist()]
-    rows = [_margin_row(margin, lead, pair_scores, own) for margin in dict.fromkeys(margins)]
+    rows = [_margin_row(margin, cosines, pair_scores, own) for margin in dict.fromkeys(margins)]
     best = max(row.recall_sum for row in rows)
     chosen = next(row for row in rows if row.recall_sum >= best - MARGIN_LOSS)
     return RerankMargin(chosen.margin, depth, rows)
 
 
-def _margin_row(margin: float, lead: np.ndarray, pair_scores: np.ndarray, own: np.ndarray) -> MarginRow:
-    close = (lead <= margin) & (margin > 0.0)
-    counts = close.sum(axis=1)
+def count_unsure(cosines: np.ndarray, margin: float) -> np.ndarray:
+    """`unsure_hits` of many queries.
+
+    Args:
+        cosines: (M, K) of each query's first K images, best first.
+        margin: The margin.
+
+    Returns:
+        (M,) numbers of hits.
+
+    >>> count_unsure(np.array([[0.5, 0.45, 0.1], [0.5, 0.3, 0.2]]), 0.1).tolist()
+    [2, 0]
+    """
+    counts = ((cosines[:, :1] - cosines <= margin) & (margin > 0.0)).sum(axis=1)
     counts[counts < 2] = 0
-    depth = lead.shape[1]
-    # The own image is re-ranked where it is among the close ones, which are the first of the hits.
-    is_reranked = own < counts
+    return counts
+
+
+def reranked_positions(pair_scores: np.ndarray, own: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Where own images stand once the first hits are ordered by their pair scores.
+
+    Args:
+        pair_scores: (M, K) of each query's first K images, in the order of their cosines.
+        own: (M,) position of the query's own image among them, from 0; K where it is not there.
+        counts: (M,) number of first hits that are re-ranked.
+
+    Returns:
+        (M,) positions; of equal scores the own image's is the last.
+
+    >>> reranked_positions(np.array([[1.0, 2.0, 9.0]]), np.array([1]), np.array([2])).tolist()
+    [0]
+    """
+    depth = pair_scores.shape[1]
+    # The own image is re-ranked where it is among the first of the hits.
     own_scores = np.take_along_axis(pair_scores, np.minimum(own, depth - 1)[:, None], axis=1)
+    is_reranked = np.arange(depth) < counts[:, None]
     # A tie counts against the own image, which itself is one of those that reach its score.
-    above = ((pair_scores >= own_scores) & close).sum(axis=1) - 1
-    ranks = np.where(is_reranked, above, own)
-    recall_sum = sum(100.0 * float(((ranks < k) & (own < depth)).mean()) for k in _RANKS)
+    above = ((pair_scores >= own_scores) & is_reranked).sum(axis=1) - 1
+    return np.where(own < counts, above, own)
+
+
+def _margin_row(margin: float, cosines: np.ndarray, pair_scores: np.ndarray, own: np.ndarray) -> MarginRow:
+    counts = count_unsure(cosines, margin)
+    positions, depth = reranked_positions(pair_scores, own, counts), cosines.shape[1]
+    recall_sum = sum(100.0 * float(((positions < k) & (positions < depth)).mean()) for k in _RANKS)
     return MarginRow(margin, float(counts.mean()), float((counts > 0).mean()), recall_sum)

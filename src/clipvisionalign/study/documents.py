@@ -43,7 +43,7 @@ class TrialMeasurements(TypedDict, total=False):
     """measured.json of a trial's folder.
 
     asked: what it was made from. composition: by set of minimal pairs and kind, for each pair whether the caption
-    outscores its foil. chosen: what was selected on dev, and how.
+    outscores its foil. chosen: what was selected on dev, and how. frontier: see `frontier.measure_frontier`.
     """
 
     asked: dict[str, Any]
@@ -59,6 +59,7 @@ class TrialMeasurements(TypedDict, total=False):
     audit: AuditDocument
     chosen: dict[str, Any]
     composition: dict[str, dict[str, list[float]]]
+    frontier: dict[str, Any]
     curves: CurvesDocument
 
 

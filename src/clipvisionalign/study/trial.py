@@ -23,6 +23,7 @@ from clipvisionalign.study.config import Trial
 from clipvisionalign.study.data import StudyContext
 from clipvisionalign.study.documents import CurvesDocument, TrialMeasurements, TruncationDocument
 from clipvisionalign.study.foils import HalfWeights, foil_accuracy
+from clipvisionalign.study.frontier import measure_frontier
 from clipvisionalign.study.gaps import is_begun
 from clipvisionalign.study.measurements import (
     MEASUREMENTS_FILE,
@@ -145,6 +146,7 @@ def measure_trial(
         "audit": checks.to_dict(),
         "chosen": selection,
         "composition": {name: foil_accuracy(aligner, pairs, halves) for name, pairs in context.pairs.items()},
+        **_frontier(trial, context, aligner, halves),
         "curves": read_curves(trial.folder),
     }
     # What is there is of something else, and stays until there is more: but none of it may stand beside new figures,
@@ -172,6 +174,14 @@ def audit_aligner(aligner: Aligner, context: StudyContext) -> AuditReport:
         aligner, data.images, data.captions, data.caption_image, data.image_identity, context.overlap,
         max(context.plan.measure.audit_images, MIN_SAMPLE), caption_group=data.shared_text_ids,
     )  # fmt: skip
+
+
+def _frontier(trial: Trial, context: StudyContext, aligner: Aligner, halves: HalfWeights | None) -> dict[str, Any]:
+    """ "frontier" of a variant's first seed, where its design scores pairs."""
+    data = context.eval_data
+    if aligner.late is None or trial.seed != context.plan.seeds[0] or len(data) < 2:
+        return {}
+    return {"frontier": measure_frontier(aligner, data, halves)}
 
 
 def _dev_is_measured(trial: Trial, context: StudyContext) -> bool:

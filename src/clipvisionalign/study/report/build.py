@@ -28,7 +28,7 @@ from clipvisionalign.study.documents import (
 )
 from clipvisionalign.study.gaps import FAILED, Gaps, measurements_hash, trial_states
 from clipvisionalign.study.report.bibliography import entries_for
-from clipvisionalign.study.report.cost_block import base_total, cost_block, training_totals
+from clipvisionalign.study.report.cost_block import base_total, cost_block, frontier_block, training_totals
 from clipvisionalign.study.report.schema import ReportError, StudyReport
 from clipvisionalign.study.report.summary import report_claims
 from clipvisionalign.study.results_check import check_results
@@ -90,6 +90,7 @@ def build_report(
         "training_steps": steps,
         "curves": _curves(plan, study, trial_results),
         "depths": depths,
+        "frontier": frontier_block(trial_results, costs),
         "what_it_would_have_looked_like": flawed_protocols,
         "examples": examples,
         "cells": trial_states(plan, gaps, passed, results["refused"]),

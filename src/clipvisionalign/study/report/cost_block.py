@@ -16,6 +16,7 @@ from clipvisionalign.study.documents import (
     CostDocument,
     TrainingQuantity,
 )
+from clipvisionalign.study.frontier import query_milliseconds
 
 
 def pairs_per_query(name: str, trial_results: Sequence[TrialResult], eval_data: CaptionedImages) -> int:
@@ -79,6 +80,31 @@ def _query_cost(cost: CostDocument, pairs: int) -> dict[str, Any]:
     ]  # fmt: skip
     caption_and_pairs = cost["caption_latency_ms"]["p50"], cost["ms_per_1000_pairs"]["median"]
     return {"ms_per_query": query_ms(*caption_and_pairs), "rounds": rounds}
+
+
+def frontier_block(
+    trial_results: Sequence[TrialResult], costs: Mapping[str, CostDocument]
+) -> dict[str, dict[str, Any]]:
+    """The block "frontier" of a report: what re-ranking some hits of a search finds, and the time that it takes.
+
+    Args:
+        trial_results: The finished trials.
+        costs: Time and memory of each variant, as measured.
+
+    Returns:
+        By variant what its first such trial has, with "seed", and "ms_per_query" where time was measured.
+    """
+    block: dict[str, dict[str, Any]] = {}
+    for result in trial_results:
+        frontier, cost = result.measurements.get("frontier"), costs.get(result.variant)
+        if frontier is None or result.variant in block:
+            continue
+        if cost is not None:
+            frontier = query_milliseconds(
+                frontier, cost["caption_latency_ms"]["p50"], cost["ms_per_1000_pairs"]["median"]
+            )
+        block[result.variant] = {"seed": result.seed} | frontier
+    return block
 
 
 def base_total(

@@ -36,7 +36,7 @@ def render_page(report: ReportLike, plots: dict[str, Plot]) -> str:
     with_examples = bool(examples or report.examples.maps or "examples" in missing_names)
     has_flawed_protocols = report.flawed_protocols or "other protocols" in missing_names
     sections = [("summary", "Summary"), ("accuracy", "Accuracy")]
-    sections += [("cost", "Cost")] if "cost" in tables or "time and memory" in missing_names else []
+    sections += [("cost", "Cost")] if {"cost", "frontier"} & tables.keys() or "time and memory" in missing_names else []
     sections += [("differ", "Length and composition")] if "length" in tables else []
     sections += [("training", "Training")] if "curves" in plots else []
     sections += [("examples", "Examples")] if with_examples else []

@@ -16,7 +16,7 @@ from clipvisionalign.study.report.claims.accuracy import (
 )
 from clipvisionalign.study.report.claims.captions import composition_claims, length_claims
 from clipvisionalign.study.report.claims.claim import Claim
-from clipvisionalign.study.report.claims.cost import cost_claims
+from clipvisionalign.study.report.claims.cost import cost_claims, frontier_claims
 from clipvisionalign.study.report.claims.differences import difference_claims
 from clipvisionalign.study.report.claims.reliability import (
     audit_claims,
@@ -51,6 +51,7 @@ def report_claims(report: ReportLike) -> list[dict[str, Any]]:
         length_claims,
         composition_claims,
         cost_claims,
+        frontier_claims,
         search_claims,
         seal_claims,
         pretraining_claims,

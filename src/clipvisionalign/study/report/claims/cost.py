@@ -37,6 +37,35 @@ def cost_claims(report: StudyReport) -> list[Claim]:
     return claims
 
 
+def frontier_claims(report: StudyReport) -> list[Claim]:
+    """What re-ranking only the unsure hits changes, of each variant that re-ranks.
+
+    Args:
+        report: The report that the sentences cite.
+
+    Returns:
+        A sentence each.
+    """
+    claims = []
+    for name, frontier in report.frontier.items():
+        chosen, deepest = frontier.chosen, f"frontier/{name}/fixed/{len(frontier.fixed) - 1}"
+        if chosen is None:
+            continue
+        claim, path = Claim(report, "cost"), f"frontier/{name}/chosen"
+        claim.text = (
+            f"With {as_code(name)}, re-ranking only the hits of which a search is unsure, "
+            f"{claim.cite(f'{path}/images')} instead of {claim.cite(f'frontier/{name}/depth', 'd')} images, changes "
+            "the recall of captions to images "
+            f"(recall sum) by {claim.cite_interval(f'{path}/against_deepest')}"
+        )
+        if chosen.ms_per_query is not None:
+            times = (claim.cite(f"{each}/ms_per_query") for each in (path, deepest))
+            claim.text += " and takes {} instead of {} ms".format(*times)
+        claim.text += "."
+        claims.append(claim)
+    return claims
+
+
 def _cost_statement(claim: Claim, cost: CostMetric, names: Sequence[str]) -> str:
     costs = claim.report.cost
     values = {name: value for name in names if (value := cost.value(costs[name])) is not None}

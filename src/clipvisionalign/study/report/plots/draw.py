@@ -16,6 +16,7 @@ from clipvisionalign.study.gaps import error_reason
 from clipvisionalign.study.report.plots.accuracy import plot_accuracy
 from clipvisionalign.study.report.plots.captions import plot_composition, plot_length
 from clipvisionalign.study.report.plots.cost import plot_length_time, plot_memory, plot_time
+from clipvisionalign.study.report.plots.frontier import plot_frontier
 from clipvisionalign.study.report.plots.protocols import plot_protocols
 from clipvisionalign.study.report.plots.style import INK
 from clipvisionalign.study.report.plots.training import plot_curves
@@ -53,6 +54,11 @@ PLOTS: dict[str, tuple[str, str, Callable[[StudyReport], tuple[Any, ...] | None]
     ),
     "time": (
         "Accuracy against time", "Upright lines: 95% intervals.", plot_time
+    ),
+    "frontier": (
+        "Re-ranking against time", "Of one seed each. Dashed: the first hits of every search re-ranked, the leftmost "
+        "mark none of them. Solid: the hits within a margin of the first one, a margin at a time. Star: the margin "
+        "that the other half of the gallery chose.", plot_frontier
     ),
     "memory": (
         "Accuracy against memory", "Upright lines: 95% intervals.", plot_memory

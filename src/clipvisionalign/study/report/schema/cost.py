@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from clipvisionalign.study.report.schema.block import Block, Number
+from clipvisionalign.study.report.schema.results import Estimate
 
 
 class MedianTime(Block):
@@ -67,6 +68,54 @@ class CostRound(Block):
     peak_memory_mib: Number | None = None
     peak_device_memory_mib: Number | None = None
     by_length: tuple[LengthTiming, ...] = ()
+
+
+class FixedDepth(Block):
+    """Re-ranking of the first candidates of every search, 0 for vectors alone; percent, and milliseconds."""
+
+    candidates: int
+    recall_sum: Number
+    ms_per_query: Number | None = None
+
+
+class WithinMargin(Block):
+    """Re-ranking of the hits within a margin of the first one.
+
+    images: mean number that is re-ranked; queries: share of which any are.
+    """
+
+    images: Number
+    queries: Number
+    recall_sum: Number
+    ms_per_query: Number | None = None
+
+
+class MarginPoint(WithinMargin):
+    """One margin, the same for all searches."""
+
+    margin: Number
+
+
+class ChosenMargin(WithinMargin):
+    """The margins that the halves of the gallery chose, each measured on the captions of the other half."""
+
+    margins: tuple[Number, ...]
+    against_deepest: Estimate
+    against_vectors: Estimate
+
+
+class Frontier(Block):
+    """What re-ranking finds and costs, of one seed of a variant.
+
+    recall_sum: recall at 1, 5 and 10 of captions to images, added up, in percent.
+    """
+
+    seed: int
+    captions: int
+    depth: int
+    fixed: tuple[FixedDepth, ...]
+    margins: tuple[MarginPoint, ...]
+    chosen: ChosenMargin | None = None
 
 
 class VariantCost(Block):

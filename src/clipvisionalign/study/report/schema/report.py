@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from clipvisionalign.study.report.schema.block import Block
-from clipvisionalign.study.report.schema.cost import Total, VariantCost
+from clipvisionalign.study.report.schema.cost import Frontier, Total, VariantCost
 from clipvisionalign.study.report.schema.inputs import DataSummary, PlanSummary, Truncation
 from clipvisionalign.study.report.schema.parts import (
     ClaimText,
@@ -48,6 +48,7 @@ class StudyReport(Block):
     cost: dict[str, VariantCost]
     training_steps: dict[str, Total] = Field(default_factory=dict)
     curves: tuple[Curve, ...]
+    frontier: dict[str, Frontier] = Field(default_factory=dict)
     flawed_protocols: FlawedProtocols | None = Field(alias="what_it_would_have_looked_like")
     examples: Examples
     search: SearchShare | None = None

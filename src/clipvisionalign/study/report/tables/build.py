@@ -11,6 +11,7 @@ from clipvisionalign.study.report.schema import ReportLike, StudyReport
 from clipvisionalign.study.report.tables.accuracy import accuracy_table, differences_table
 from clipvisionalign.study.report.tables.captions import composition_table, length_table, truncation_table
 from clipvisionalign.study.report.tables.cost import cost_table, latency_table
+from clipvisionalign.study.report.tables.frontier import frontier_table
 from clipvisionalign.study.report.tables.table import ReportTable, to_latex, to_markdown
 from clipvisionalign.study.report.tables.trials import audit_table, gaps_table, pretraining_table
 
@@ -20,6 +21,7 @@ TABLES: dict[str, Callable[[StudyReport], ReportTable]] = {
     "differences": differences_table,
     "cost": cost_table,
     "latency": latency_table,
+    "frontier": frontier_table,
     "length": length_table,
     "composition": composition_table,
     "cut": truncation_table,
