@@ -141,6 +141,11 @@ def test_the_report_has_it_as_a_table_a_plot_and_a_sentence(is_timed, tmp_path):
     assert ("7.0 instead of 19.0 ms" in claim["text"]) == is_timed
     plots = draw_plots(report, tmp_path)
     assert ("frontier" in plots) == is_timed
+    if is_timed:
+        # What does not re-rank stands beside it, by the recalls of the table of accuracy.
+        total = sum(report["results"]["variants"]["self"]["figures"][f"text_to_image recall_at_{k}"]["value"]
+                    for k in (1, 5, 10))  # fmt: skip
+        assert f"self: {total:.1f} at 23.0 ms" in plots["frontier"].alt_text
     page = render_page(report, plots)
     assert "Re-ranking only where a search is unsure" in page
     assert len(re.findall(r'href="#cost"', page)) == 1

@@ -58,7 +58,8 @@ PLOTS: dict[str, tuple[str, str, Callable[[StudyReport], tuple[Any, ...] | None]
     "frontier": (
         "Re-ranking against time", "Of one seed each. Dashed: the first hits of every search re-ranked, the leftmost "
         "mark none of them. Solid: the hits within a margin of the first one, a margin at a time. Star: the margin "
-        "that the other half of the gallery chose.", plot_frontier
+        "that the other half of the gallery chose. A mark without a line: a variant that does not re-rank, all seeds.",
+        plot_frontier
     ),
     "memory": (
         "Accuracy against memory", "Upright lines: 95% intervals.", plot_memory

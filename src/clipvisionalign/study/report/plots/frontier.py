@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clipvisionalign.retrieval.metrics import RECALL_AT
 from clipvisionalign.study.report.plots.style import INK, variant_styles
 from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.schema.cost import Frontier
@@ -11,7 +12,7 @@ from clipvisionalign.study.report.states import variant_label
 
 
 def plot_frontier(report: StudyReport) -> tuple[Any, ...] | None:
-    """Recall of captions to images against milliseconds: fixed depths, margins, and the margin that is chosen.
+    """Recall of captions to images against milliseconds: fixed depths, margins, the one chosen; and other variants.
 
     Args:
         report: The report that is drawn.
@@ -39,6 +40,10 @@ def plot_frontier(report: StudyReport) -> tuple[Any, ...] | None:
         if frontier.chosen is not None:
             axes.plot([frontier.chosen.ms_per_query or 0.0], [frontier.chosen.recall_sum], color=colour, marker="*",
                       markersize=13, markeredgecolor=INK, markeredgewidth=0.8, linestyle="none")  # fmt: skip
+    others = {name: point for name in styles if name not in measured and (point := _vectors_alone(report, name))}
+    for name, point in others.items():
+        axes.plot(*[[each] for each in point], color=styles[name][0], marker=styles[name][1], markersize=6,
+                  linestyle="none", label=variant_label(report, name))  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -49,12 +54,23 @@ def plot_frontier(report: StudyReport) -> tuple[Any, ...] | None:
     ways = [
         Line2D([], [], color=INK, linestyle="--", marker=".", linewidth=1.0, label="first 4, 8, ..."),
         Line2D([], [], color=INK, linewidth=1.6, label="within margins"),
-        Line2D([], [], color=INK, marker="*", markersize=10, linestyle="none", label="margin of the other half"),
+        Line2D([], [], color=INK, marker="*", markersize=10, linestyle="none", label="margin chosen"),
     ]
     handles = [*axes.get_legend_handles_labels()[0], *ways]
-    axes.legend(handles=handles, frameon=False, fontsize=9, ncols=min(4, len(handles)), loc="lower left",
+    axes.legend(handles=handles, frameon=False, fontsize=9, ncols=3, loc="lower left",
                 bbox_to_anchor=(0, 1.0))  # fmt: skip
-    return figure, f"Recall sum against milliseconds a search. {' '.join(map(_words, measured, measured.values()))}", ""
+    words = [*map(_words, measured, measured.values())]
+    words += [f"{name}: {total:.1f} at {milliseconds:.1f} ms." for name, (milliseconds, total) in others.items()]
+    return figure, f"Recall sum against milliseconds a search. {' '.join(words)}", ""
+
+
+def _vectors_alone(report: StudyReport, name: str) -> tuple[float, float] | None:
+    """Milliseconds and recall sum of a variant that does not re-rank; None where it has no results, or no time."""
+    variant, cost = report.results.variants.get(name), report.cost.get(name)
+    if variant is None or cost is None:
+        return None
+    recalls = [variant.metrics[f"text_to_image recall_at_{k}"].value for k in RECALL_AT]
+    return float(cost.ms_per_query), float(sum(recalls))
 
 
 def _words(name: str, frontier: Frontier) -> str:
