@@ -27,12 +27,13 @@ if not Path("/proc").is_dir():
     pytest.skip("no /proc", allow_module_level=True)
 
 from clipvisionalign.cli import main
-from clipvisionalign.search import shard_deployments
+from clipvisionalign.search import shard_deployments, shard_replicas
 from clipvisionalign.search.index_reader import VectorQuery
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
-from clipvisionalign.search.shard_deployments import ShardDeployments, ShardSearch, serve_shards
+from clipvisionalign.search.shard_deployments import ShardDeployments, serve_shards
+from clipvisionalign.search.shard_replicas import ShardSearch
 from clipvisionalign.search.sharded_reader import ShardedReader
 from clipvisionalign.search.storage import InvalidIndexError
 from clipvisionalign.search.table_reader import ShardUnavailable
@@ -167,8 +168,22 @@ def test_a_shard_that_its_replica_cannot_read_is_named_until_it_can(pair, deploy
 
         wait_until(lambda: missing() == (reader.names[1],), timeout=60, pause=0.2)
         assert [state["up"] for state in reader.states()] == [True, False, True]
+        # All of them: the service is at fault, and not who asks it.
+        for number in (0, 2):
+            (folder.parent / reader.names[number]).rename(folder.with_name(f"away {number}"))
+        with TestClient(create_app([searcher]), base_url="http://localhost") as client:
+            for more in ({}, {"where": "width > 17"}):
+                wait_until(
+                    lambda more=more: client.get("/search", params={"q": "a dog", **more}).status_code != 200,
+                    timeout=60,
+                )
+                response = client.get("/search", params={"q": "a dog", **more})
+                assert (response.status_code, response.json()["detail"]) == (503, GONE)
     finally:
         away.rename(folder)
+        for number in (0, 2):
+            if folder.with_name(f"away {number}").exists():
+                folder.with_name(f"away {number}").rename(folder.parent / reader.names[number])
     wait_until(lambda: not missing(), timeout=60, pause=0.2)
     assert [state["up"] for state in reader.states()] == [True] * 3
     assert_same_answers(pair[0], searcher, queries()[:2])
@@ -186,6 +201,9 @@ if os.environ.get("FAULTS") == "all":
             deployments.end()
 
 
+GONE = "the index cannot be read now; see the log of the service"
+
+
 class Replies:
     """What replicas answer: rows, or the error of one that is gone or slow."""
 
@@ -197,6 +215,8 @@ class Replies:
 
     def result(self, timeout_s: float) -> Any:
         reply = self.replies.pop(0)
+        if isinstance(reply, TimeoutError):
+            time.sleep(timeout_s)
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -205,8 +225,64 @@ class Replies:
         self.cancelled += 1
 
 
-def test_another_replica_is_asked_and_a_slow_one_is_not_taken_for_dead(pair):
+class Replica:
+    """One that answers after some seconds, or never."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.cancelled = list(seconds), 0
+
+    def remote(self, *request: Any) -> Any:
+        response, ready = Replica(), time.monotonic() + self.seconds.pop(0)
+
+        def result(timeout_s: float) -> Any:
+            time.sleep(min(timeout_s, max(0.0, ready - time.monotonic())))
+            if time.monotonic() < ready:
+                raise TimeoutError
+            return [str(ready)]
+
+        def cancel() -> None:
+            self.cancelled += 1
+
+        response.result, response.cancel = result, cancel  # type: ignore[attr-defined]
+        return response
+
+
+@pytest.mark.parametrize(
+    ("replicas", "seconds", "expected", "asked"),
+    [
+        (1, [0.7], 0.7, 1),
+        (1, [9.0], None, 1),
+        # As slow as one alone: it is not given up for the other one.
+        (2, [0.7, 9.0], 0.7, 2),
+        (2, [9.0, 0.1], 0.6, 2),
+        (2, [0.2], 0.2, 1),
+        (2, [9.0, 9.0], None, 2),
+    ],
+)
+def test_of_two_replicas_the_one_that_answers_first_is_taken(pair, monkeypatch, replicas, seconds, expected, asked):
+    monkeypatch.setattr(shard_replicas, "RESPONSE_SECONDS", 1.0)
+    monkeypatch.setattr(shard_replicas, "LAST_SECONDS", 0.01)
+    made = ShardDeployments(pair[1].index, replicas)
+    replica = Replica(*seconds)
+    made._handles, made._running = [replica] * 3, [replicas] * 3
+    start = time.monotonic()
+    try:
+        made.ask(0, [], []).result()
+        took = time.monotonic() - start
+        assert expected is not None
+        assert took == pytest.approx(expected, abs=0.15)
+    except ShardUnavailable:
+        assert expected is None
+        assert time.monotonic() - start == pytest.approx(1.0, abs=0.15)
+    assert len(seconds) - len(replica.seconds) == asked
+    assert replica.cancelled == asked - (expected is not None)
+
+
+def test_another_replica_is_asked_and_a_slow_one_is_not_taken_for_dead(pair, monkeypatch):
     from ray.exceptions import ActorDiedError
+
+    monkeypatch.setattr(shard_replicas, "RESPONSE_SECONDS", 0.3)
+    monkeypatch.setattr(shard_replicas, "LAST_SECONDS", 0.01)
 
     def deployments(count: int, *replies: Any) -> Any:
         made = ShardDeployments(pair[1].index, count)
@@ -226,10 +302,6 @@ def test_another_replica_is_asked_and_a_slow_one_is_not_taken_for_dead(pair):
     made = deployments(2, dead, ["a"], dead, ["b"], dead, ["c"])
     assert list(results(made)) == [["a"], ["b"], ["c"]]
     assert made.is_up(0)
-    # One that takes half of the time may hang: the other one is asked.
-    made = deployments(2, TimeoutError(), ["a"], TimeoutError(), TimeoutError(), ["c"])
-    assert list(results(made)) == [["a"], None, ["c"]]
-    assert made._handles[0].cancelled == 3
     # Of one alone none is, and no later request waits for it.
     made = deployments(1, dead, dead, dead)
     assert list(results(made)) == [None] * 3
@@ -237,7 +309,7 @@ def test_another_replica_is_asked_and_a_slow_one_is_not_taken_for_dead(pair):
     assert not list(made._handles[0].replies)
     assert next(results(made)) is None
     # What comes too late is given up, and the next request has its own chance.
-    made = deployments(1, TimeoutError(), ["a"], TimeoutError())
+    made = deployments(1, TimeoutError(), ["a"], *[TimeoutError()] * 30)
     assert list(results(made)) == [None, ["a"], None]
     assert made._handles[0].cancelled == 2
     assert made.is_up(0)
@@ -277,17 +349,19 @@ def test_of_a_cluster_that_is_silent_what_answers_is_up_and_all_else_is_down(sil
     while time.monotonic() < ended:
         assert silent.ask(0, [], []).result() == ["a"]
         time.sleep(0.05)
-    assert [silent.is_up(shard) for shard in range(3)] == [True, False, False]
+    assert [silent.is_heard(shard) for shard in range(3)] == [True, False, False]
     assert "the Ray cluster does not answer" in caplog.text
-    with pytest.raises(ShardUnavailable):
-        silent.ask(1, [], []).result()
-    wait_until(lambda: not silent.is_up(0), timeout=30, pause=0.05)
+    # The cluster may be busy and no more: what is not heard of is asked all the same, and heard again.
+    assert silent.ask(1, [], []).result() == ["a"]
+    assert silent.is_heard(1)
+    wait_until(lambda: not (silent.is_heard(0) or silent.is_heard(1)), timeout=30, pause=0.05)
+    silent._running = [0] * 3
     reader = silent.reader()
     result, *_ = reader.search([VectorQuery(np.ones(reader.manifest.width, np.float32), 3)], ["id"])
     assert isinstance(result, ShardUnavailable)
     with TestClient(create_app([Searcher(silent.index, reader=reader)]), base_url="http://localhost") as client:
-        response = client.get("/search", params={"q": "a dog", "filter": "width > 17"})
-        assert (response.status_code, response.json()["detail"]) == (503, "no shard of this index answers now")
+        response = client.get("/search", params={"q": "a dog", "where": "width > 17"})
+        assert (response.status_code, response.json()["detail"]) == (503, GONE)
         (info,) = client.get("/health").json()["indexes"]
         assert [shard["up"] for shard in info["shards"]] == [False] * 3
 

@@ -295,6 +295,8 @@ def test_shards_that_cannot_be_read_are_named_until_they_can(pair, tmp_path, mon
     with TestClient(create_app([searcher]), base_url="http://localhost") as client:
         for gone in (["shard-01"], ["shard-02", "shard-00"], [], ["shard-00"], []):
             away(gone)
+            (info,) = client.get("/health").json()["indexes"]
+            assert [each["up"] for each in info["shards"]] == [name not in gone for name in reader.names]
             held = [row["id"] for name in reader.names if name in gone
                     for row in IndexReader(index / f"{name}.away").table.read(("id",)).to_pylist()]  # fmt: skip
             missing = tuple(MissingShard(name, counts[name]) for name in reader.names if name in gone)
@@ -306,7 +308,7 @@ def test_shards_that_cannot_be_read_are_named_until_they_can(pair, tmp_path, mon
                 if not missing:
                     assert result == expected
             assert list(results[0][0]) == [hit for hit in whole[0] if hit.id not in held]
-            body = client.get("/search", params={"q": "a dog", "count": 40, "filter": "width > 0"}).json()
+            body = client.get("/search", params={"q": "a dog", "count": 40, "where": "width > 0"}).json()
             assert [each["shard"] for each in body.get("incomplete", [])] == sorted(gone)
             (info,) = client.get("/health").json()["indexes"]
             assert {each["shard"]: (each["images"], each["up"]) for each in info["shards"]} == {
@@ -317,10 +319,41 @@ def test_shards_that_cannot_be_read_are_named_until_they_can(pair, tmp_path, mon
             assert statuses == {200}
             assert {client.get(f"/image/{number}").status_code for number in held} <= {503}
         away(reader.names)
-        for words in ({}, {"filter": "width > 17"}):
+        for words in ({}, {"where": "width > 17"}):
             response = client.get("/search", params={"q": "a dog", **words})
             assert (response.status_code, response.json()["detail"][:33]) == (503, "the index cannot be read now; see")
         away([])
+
+
+def test_an_error_of_a_query_is_no_shard_that_does_not_answer(pair):
+    class Fails:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def result(self) -> list[NearestRows | Exception]:
+            raise self.error
+
+    many, query = pair[1], SearchQuery([parse_term("a dog")], 40)
+    for silent in range(3):
+        errors = [ShardUnavailable("gone") if shard == silent else RuntimeError("divide by zero") for shard in range(3)]
+        reader = ShardedReader(many.index, lambda shard, *asked, errors=errors: Fails(errors[shard]))
+        (result,) = Searcher(many.index, reader=reader).search_batch([query])
+        assert str(result) == "divide by zero"
+        # One that is slow is not said to be down.
+        assert [state["up"] for state in reader.states()] == [True] * 3
+
+
+def test_patches_that_cannot_be_read_are_an_error_and_no_other_order(run, tmp_path):
+    folder, index = fill(tmp_path / "images"), tmp_path / "index"
+    build_index(run, folder, index, shards=SHARDS, patches=0)
+    searcher, query = Searcher(index), SearchQuery([parse_term("a dog")], 40, rerank=40)
+    whole = searcher.search_one(query)
+    (index / "shard-01" / "patches.lance").rename(tmp_path / "away")
+    # Of those that are read once more.
+    with pytest.raises((OSError, RuntimeError, ValueError), match="patches"):
+        searcher.search_one(query)
+    (tmp_path / "away").rename(index / "shard-01" / "patches.lance")
+    assert searcher.search_one(query) == whole
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

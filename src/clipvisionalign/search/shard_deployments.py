@@ -16,18 +16,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery
-from clipvisionalign.search.manifest import read_manifest, read_shards, read_whole_manifest, shard_storage
+from clipvisionalign.search.index_reader import VectorQuery
+from clipvisionalign.search.manifest import read_shards, read_whole_manifest
 from clipvisionalign.search.ray_cluster import LOCAL_RAY, connected_to_ray
+from clipvisionalign.search.shard_replicas import ShardResponse, ShardSearch
 from clipvisionalign.search.sharded_reader import ShardedReader
-from clipvisionalign.search.storage import InvalidIndexError, as_storage
-from clipvisionalign.search.table_reader import ShardUnavailable
+from clipvisionalign.search.storage import as_storage
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a shard is taken not to answer; and those that one has all the same whose answer is fetched late,
-#: because another shard was waited for.
-RESPONSE_SECONDS, LAST_SECONDS = 5.0, 0.25
 #: Seconds between two questions which replicas run, and between Ray's own to each of them.
 STATE_SECONDS, HEALTH_SECONDS = 0.5, 1.0
 #: Seconds without a word of Ray Serve after which a shard is down that has not answered meanwhile either.
@@ -36,94 +33,6 @@ SILENT_SECONDS = 10.0
 START_SECONDS, END_SECONDS = 300.0, 8.0
 #: Requests that a replica answers at the same time.
 CONCURRENT_REQUESTS = 16
-
-
-class ShardSearch:
-    """What a replica runs: one shard, searched by vectors.
-
-    Args:
-        index: Path or URL of the index, under which the replica's machine reaches it too.
-        shard: Name of the shard; "" for an index that has none.
-        aligner: Fingerprint of the model by which it was encoded, as the service reads it.
-
-    Raises:
-        InvalidIndexError: There is another index.
-    """
-
-    def __init__(self, index: str, shard: str, aligner: str) -> None:
-        self.storage = shard_storage(index, shard) if shard else as_storage(index)
-        if read_manifest(self.storage).aligner != aligner:
-            raise InvalidIndexError(f"{self.storage}: an index of another model on this machine")
-        self.reader = IndexReader(self.storage)
-
-    def search(self, queries: Sequence[VectorQuery], columns: Sequence[str]) -> list[NearestRows | Exception]:
-        """Search the shard, see `IndexReader.search`.
-
-        Args:
-            queries: Any number.
-            columns: The columns of images that are read, "id" among them.
-
-        Returns:
-            For each query its rows, or its error.
-        """
-        results = self.reader.search(queries, columns)
-        if any(isinstance(each, Exception) for each in results):
-            # The service may have seen an update, with a new column, that this reader has not.
-            self.reader = IndexReader(self.storage)
-            results = self.reader.search(queries, columns)
-        return results
-
-
-class _Response:
-    """An answer of a deployment that is waited for (`PendingRows`).
-
-    Args:
-        deployments: Of the index.
-        shard: Number of the shard that is asked.
-        request: What is asked: the queries and the columns.
-    """
-
-    def __init__(self, deployments: ShardDeployments, shard: int, request: tuple[list[VectorQuery], list[str]]) -> None:
-        self.deployments, self.shard, self.request = deployments, shard, request
-        self.limit = time.monotonic() + RESPONSE_SECONDS
-        #: When another replica is asked, because this one may hang.
-        self.patience = self.limit - (RESPONSE_SECONDS / 2 if deployments.replicas > 1 else 0.0)
-        self.response = deployments.send(shard, request) if deployments.is_up(shard) else None
-
-    def result(self) -> list[NearestRows | Exception]:
-        """Wait for the rows. Where a replica of several dies, or takes half of the time, another one is asked.
-
-        Returns:
-            For each query its rows, or its error.
-
-        Raises:
-            ShardUnavailable: There is no answer in time, or no replica.
-            Exception: What the shard raised.
-        """
-        from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-        from ray.serve.exceptions import RayServeException
-
-        while self.response is not None:
-            try:
-                rows: list[NearestRows | Exception] = self.response.result(
-                    timeout_s=max(LAST_SECONDS, self.patience - time.monotonic())
-                )
-                self.deployments.answered(self.shard)
-                return rows
-            except RayTaskError as error:
-                # Of the shard itself, such as a table that cannot be read.
-                raise (error.cause if isinstance(error.cause, Exception) else error) from None
-            except (TimeoutError, GetTimeoutError):
-                # It may be slow and no more: nothing is concluded for the next request.
-                self.response.cancel()
-                can_retry, self.patience = self.patience < self.limit, self.limit
-            except (RayError, RayServeException):
-                if self.deployments.replicas == 1:
-                    self.deployments.lost(self.shard)
-                can_retry = time.monotonic() < self.limit
-            can_retry = can_retry and self.deployments.is_up(self.shard)
-            self.response = self.deployments.send(self.shard, self.request) if can_retry else None
-        raise ShardUnavailable("it does not answer now")
 
 
 class ShardDeployments:
@@ -237,16 +146,12 @@ class ShardDeployments:
                 logger.debug(f"Ray Serve does not give its state: {error}")
 
     def _watch_cluster(self) -> None:
-        """Where the cluster itself is gone, what is asked for its state waits: what is not heard of is down."""
+        """Say that the cluster is gone: whoever asks it for its state then waits."""
         is_silent = False
         while not self._ended.wait(STATE_SECONDS):
-            limit, was_silent = time.monotonic() - SILENT_SECONDS, is_silent
-            is_silent = self._state_time < limit
+            was_silent, is_silent = is_silent, time.monotonic() - self._state_time >= SILENT_SECONDS
             if is_silent and not was_silent:
                 logger.warning(f"{self.index}: the Ray cluster does not answer; Ray ends this command after a minute")
-            for position, answer_time in enumerate(self._answer_times):
-                if is_silent and answer_time < limit:
-                    self._set_running(position, 0)
 
     def is_up(self, shard: int) -> bool:
         """Whether a replica of a shard runs.
@@ -258,6 +163,18 @@ class ShardDeployments:
             Whether one does.
         """
         return self._running[shard] > 0
+
+    def is_heard(self, shard: int) -> bool:
+        """Whether a replica of a shard runs as far as is known: the cluster said so, or it answered, a moment ago.
+
+        Args:
+            shard: Its number.
+
+        Returns:
+            Whether one does.
+        """
+        last = max(self._state_time, self._answer_times[shard])
+        return self.is_up(shard) and time.monotonic() - last < SILENT_SECONDS
 
     def lost(self, shard: int) -> None:
         """The only replica of a shard has died: it is not asked until Ray reports that one runs again.
@@ -276,7 +193,7 @@ class ShardDeployments:
         """
         self._answer_times[shard] = time.monotonic()
 
-    def ask(self, shard: int, queries: Sequence[VectorQuery], columns: Sequence[str]) -> _Response:
+    def ask(self, shard: int, queries: Sequence[VectorQuery], columns: Sequence[str]) -> ShardResponse:
         """Ask a shard for its nearest rows (`AskShard`).
 
         Args:
@@ -287,7 +204,7 @@ class ShardDeployments:
         Returns:
             The answer to wait for.
         """
-        return _Response(self, shard, (list(queries), list(columns)))
+        return ShardResponse(self, shard, (list(queries), list(columns)))
 
     def send(self, shard: int, request: tuple[list[VectorQuery], list[str]]) -> Any:
         """Send a request to a replica of a shard.
@@ -307,7 +224,7 @@ class ShardDeployments:
         Returns:
             A reader for `Searcher`.
         """
-        return ShardedReader(self.index, self.ask, self.is_up)
+        return ShardedReader(self.index, self.ask, self.is_heard)
 
     def end(self) -> None:
         """Ask Ray Serve to take the deployments away, without waiting for it."""

@@ -7,12 +7,11 @@ elsewhere (`ask`). A shard that does not answer, or cannot be read, is named wit
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,13 +19,13 @@ from clipvisionalign.search.hits import MissingShard
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery, merge_rows
 from clipvisionalign.search.manifest import read_shards, read_whole_manifest, shard_storage
 from clipvisionalign.search.patches import PatchReader
-from clipvisionalign.search.storage import InvalidIndexError, Storage
+from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import ShardUnavailable, TableReader, is_unreadable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for which a shard is down after it could not be read.
-FAILURE_SECONDS = 10.0
+_Shard = TypeVar("_Shard")
+_Part = TypeVar("_Part", bound=Sized)
 
 
 class PendingRows(Protocol):
@@ -47,11 +46,30 @@ class PendingRows(Protocol):
 AskShard = Callable[[int, Sequence[VectorQuery], Sequence[str]], PendingRows]
 
 
+def _read_all(shards: Iterable[_Shard], read: Callable[[_Shard], _Part], wanted: int) -> list[_Part]:
+    """What shards hold of so many images; one that cannot be read is passed over where the others hold them all."""
+    parts: list[_Part] = []
+    unreadable: Exception | None = None
+    for shard in shards:
+        try:
+            parts.append(read(shard))
+        except Exception as error:
+            if not is_unreadable(error):
+                raise
+            unreadable = error
+    if unreadable is not None and sum(map(len, parts)) < wanted:
+        raise unreadable
+    return parts
+
+
 class ShardedTable(TableReader):
     """The tables of all shards as one; its columns are those that all of them have.
 
     Args:
         tables: One for each shard.
+
+    Attributes:
+        is_readable: Of each shard, whether it could be read when it was last asked for something.
     """
 
     _ASK: Mapping[str, Callable[[TableReader], Any]] = {
@@ -62,18 +80,20 @@ class ShardedTable(TableReader):
 
     def __init__(self, tables: Sequence[TableReader]) -> None:
         self.tables = tuple(tables)
+        self.is_readable = [True] * len(self.tables)
         #: What each answered last, which holds while it cannot be read.
         self._last = {name: [ask(table) for table in self.tables] for name, ask in self._ASK.items()}
 
     def _of_each(self, name: str) -> list[Any]:
-        known = self._last[name]
         for position, table in enumerate(self.tables):
             try:
-                known[position] = self._ASK[name](table)
+                self._last[name][position] = self._ASK[name](table)
+                self.is_readable[position] = True
             except Exception as error:
                 if not is_unreadable(error):
                     raise
-        return list(known)
+                self.is_readable[position] = False
+        return list(self._last[name])
 
     @property
     def source(self) -> Any:
@@ -117,17 +137,9 @@ class ShardedTable(TableReader):
             OSError: A row may be in a shard that cannot be read.
             RuntimeError: The engine cannot answer.
         """
-        ids, rows, unreadable = list(ids), [], None
-        for table in self.tables:
-            try:
-                rows += table.rows(ids, columns)
-            except Exception as error:
-                if not is_unreadable(error):
-                    raise
-                unreadable = error
-        if unreadable is not None and len(rows) < len(ids):
-            raise OSError(f"a shard cannot be read: {unreadable}") from unreadable
-        return rows
+        ids = list(ids)
+        parts = _read_all(self.tables, lambda table: table.rows(ids, columns), len(ids))
+        return [row for part in parts for row in part]
 
     def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
         """Some columns of some rows, shard after shard, see `TableReader`.
@@ -205,16 +217,10 @@ class ShardedPatches(PatchReader):
 
         Raises:
             InvalidIndexError: A row is damaged.
+            OSError: A shard that may have some cannot be read.
         """
-        read: dict[int, np.ndarray] = {}
-        for reader in self.readers:
-            try:
-                read |= reader.read(images)
-            except Exception as error:
-                # Damage is an error; what a shard that cannot be read holds is left out.
-                if isinstance(error, InvalidIndexError) or not is_unreadable(error):
-                    raise
-        return read
+        parts = _read_all(self.readers, lambda reader: reader.read(images), len(images))
+        return {number: patches for part in parts for number, patches in part.items()}
 
 
 class ShardedReader:
@@ -249,8 +255,8 @@ class ShardedReader:
         self.caption_table = ShardedTable(captions) if captions else None
         self.ask: AskShard = ask or self._ask_here
         self._is_up = is_up
-        #: When a shard last could not be read that has not answered since.
-        self._failures: dict[int, float] = {}
+        #: Shards that could not be read, and have not answered since.
+        self._unreadable: set[int] = set()
         self._pool = ThreadPoolExecutor(len(self.names), thread_name_prefix="shard")
 
     @cached_property
@@ -266,14 +272,15 @@ class ShardedReader:
         Returns:
             For each its "shard", a name, its number of "images", and whether it is "up".
         """
+        counts = self.table.counts
+        if self._is_up is None:
+            up = self.table.is_readable
+        else:
+            up = [self._is_up(shard) and shard not in self._unreadable for shard in range(len(self.names))]
         return [
-            {"shard": name, "images": images, "up": self._is_readable(shard)}
-            for shard, (name, images) in enumerate(zip(self.names, self.table.counts, strict=True))
+            {"shard": name, "images": images, "up": each}
+            for name, images, each in zip(self.names, counts, up, strict=True)
         ]
-
-    def _is_readable(self, shard: int) -> bool:
-        failed = self._failures.get(shard, -FAILURE_SECONDS)
-        return time.monotonic() - failed >= FAILURE_SECONDS and (self._is_up is None or self._is_up(shard))
 
     def _ask_here(
         self, shard: int, queries: Sequence[VectorQuery], columns: Sequence[str]
@@ -303,22 +310,24 @@ class ShardedReader:
             responses = pending.result()
         except Exception as error:
             responses = [error] * count
-        failure = next((each for each in responses if isinstance(each, Exception) and is_unreadable(each)), None)
-        was_readable = shard not in self._failures
-        if failure is None:
-            self._failures.pop(shard, None)
-        else:
-            self._failures[shard] = time.monotonic()
-            if was_readable and not isinstance(failure, ShardUnavailable):
-                name = self.names[shard] or "its only shard"
-                logger.warning(f"{name} cannot be read, until then results are incomplete: {failure}")
+        failures = [each for each in responses if isinstance(each, Exception) and is_unreadable(each)]
+        # One that does not answer may be slow and no more; whoever asks it knows whether it runs.
+        unreadable = [each for each in failures if not isinstance(each, ShardUnavailable)]
+        if unreadable and shard not in self._unreadable:
+            self._unreadable.add(shard)
+            name = self.names[shard] or "its only shard"
+            logger.warning(f"{name} cannot be read, until then results are incomplete: {unreadable[0]}")
+        elif not failures:
+            self._unreadable.discard(shard)
         return responses
 
     def _merge(self, responses: Sequence[NearestRows | Exception], count: int) -> NearestRows | Exception:
         errors = {shard: each for shard, each in enumerate(responses) if isinstance(each, Exception)}
-        for error in errors.values():
-            if len(errors) == len(responses) or not is_unreadable(error):
-                return error
+        of_query = [each for each in errors.values() if not is_unreadable(each)]
+        if of_query:
+            return of_query[0]
+        if len(errors) == len(responses):
+            return ShardUnavailable(f"no shard answers now: {next(iter(errors.values()))}")
         counts = self.table.counts if errors else []
         missing = tuple(MissingShard(self.names[shard], counts[shard]) for shard in errors)
         rows = [each.rows for each in responses if isinstance(each, NearestRows)]

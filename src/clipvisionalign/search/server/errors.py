@@ -8,7 +8,7 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from clipvisionalign.search.table_reader import ShardUnavailable, is_unreadable
+from clipvisionalign.search.table_reader import is_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,6 @@ def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
         raise HTTPException(404, str(error.args[0])) from None
     except MemoryError:
         raise HTTPException(413, "more than this machine has memory for") from None
-    except ShardUnavailable:
-        raise HTTPException(503, "no shard of this index answers now") from None
     except Exception as error:
         if filter_text.strip() and not is_unreadable(error):
             raise HTTPException(422, f"filter '{filter_text}': the database cannot answer it: {error}") from None
