@@ -375,6 +375,43 @@ def test_a_folder_of_images_that_is_filled_later_is_of_the_same_index(run, tmp_p
     assert paths_of(tmp_path / "index")[-1] == "val/a/9.png"
 
 
+def test_an_index_of_a_folder_is_none_of_a_list_of_some_of_its_images(run, tmp_path):
+    folder, index = tmp_path / "data", tmp_path / "index"
+    for number in range(6):
+        draw(folder / ("images" if number < 4 else "") / f"{number}.png", number)
+    lines = ["image,caption", *(f"images/{number}.png,a {number}" for number in range(4))]
+    (folder / "list.csv").write_text("\n".join(lines))
+    build_index(run, folder, index)
+    before = paths_of(index)
+    for captions in (True, False):
+        with pytest.raises(InvalidIndexError, match=r"an index of .*data; give another --out"):
+            build_index(run, folder / "list.csv", index, captions=captions)
+    assert paths_of(index) == before
+    # The other way round the way out is named.
+    build_index(run, folder / "list.csv", tmp_path / "list", captions=True)
+    with pytest.raises(InvalidIndexError, match=r"an index of .*images; give that folder, its data set"):
+        build_index(run, folder, tmp_path / "list")
+
+
+def test_images_that_are_there_and_in_no_row_are_named_as_they_are_dropped(run, tmp_path):
+    folder, index = tmp_path / "data", tmp_path / "index"
+    paths = [draw(folder / "images" / f"{number:02}.png", number) for number in range(12)]
+    flickr(folder)
+    draw(folder / "images" / "unlisted.png", 50)
+    build_index(run, folder, index, captions=True)
+    build_index(run, folder / "images", index)
+    paths[3].unlink()
+    lines: list[str] = []
+    with log_to(lines.append):
+        report = build_index(run, folder, index, captions=True)
+    assert report.dropped == 2
+    (line,) = (line for line in lines if "has no row" in line)
+    assert line == (
+        "note: 1 image is there of which the data set has no row, such as unlisted.png: no longer indexed, nor what was "
+        "stored of it"
+    )
+
+
 # --- what is tried again ---------------------------------------------------------------------------------------------
 
 

@@ -291,7 +291,11 @@ def expected_values(calls: list[str]) -> dict[str, dict[str, object]]:
     for image, *cells in table[1:]:
         cast = [int(cell) if cell.isdecimal() else cell for cell in cells]
         values[image].update(zip(names, cast, strict=True))
-    since = max(number for number, call in enumerate(calls) if call[-1] == "S") if "split" in names else 0
+    # A table's column takes the place of the data set's, which comes back once that is read again.
+    tables = [number for number, call in enumerate(calls) if call[-1] in TABLES]
+    splits = [number for number in tables if "split" in TABLES[calls[number][-1]][0]]
+    later = [number for number in tables if splits and number > splits[-1]]
+    since = (later or splits or [0])[0 if later else -1]
     for image, row in values.items():
         if any(call[0] in "cd" for call in calls[since:]) and row.get("split") is None:
             row["split"] = SPLITS[image]
@@ -306,6 +310,8 @@ def expected_values(calls: list[str]) -> dict[str, dict[str, object]]:
         pytest.param(["captions S", "captions", "folder", "data A"], 2, marks=pytest.mark.slow),
         pytest.param(["folder S", "captions", "captions B", "folder"], None, marks=pytest.mark.slow),
         pytest.param(["folder", "data", "folder A", "captions"], None, marks=pytest.mark.slow),
+        pytest.param(["captions S", "folder A", "captions"], None, marks=pytest.mark.slow),
+        pytest.param(["captions", "folder S", "folder A", "data"], 2, marks=pytest.mark.slow),
     ],
 )
 def test_an_update_keeps_the_columns_of_what_it_does_not_read(tmp_path, tiny_model, image_folder, calls, shards):
@@ -335,8 +341,34 @@ def test_a_column_of_an_earlier_table_keeps_its_type_beside_that_of_a_data_set(t
     table, index = written(tmp_path / "table.csv", TABLES["N"]), tmp_path / "index"
     build_index(tmp_path / "run", image_folder, index, metadata=table)
     build_index(tmp_path / "run", data, index, captions=True)
-    kept = {row["path"]: (row["split"], row["taken"]) for row in open_image_table(index).search().limit(10).to_list()}
-    assert kept == {"p0.png": (7, "dawn")} | dict.fromkeys(("p1.png", "p2.png", "p3.png"), (None, None))
+    # And both in one call.
+    build_index(tmp_path / "run", data, tmp_path / "at once", captions=True, metadata=table)
+    for each in (index, tmp_path / "at once"):
+        rows = open_image_table(each).search().limit(10).to_list()
+        kept = {row["path"]: (row["split"], row["taken"]) for row in rows}
+        assert kept == {"p0.png": (7, "dawn")} | dict.fromkeys(("p1.png", "p2.png", "p3.png"), (None, None))
+
+
+def test_an_empty_cell_of_a_table_is_filled_by_the_data_set_in_one_call_as_in_two(tmp_path, tiny_model, image_folder):
+    Aligner(tiny_model()).save(tmp_path / "run")
+    rows = [[f"pictures/{name}", f"a {name}", split] for name, split in SPLITS.items()]
+    data = written(tmp_path / "set.csv", [["image", "caption", "split"], *rows])
+    table = written(tmp_path / "table.csv", [["file_name", "split"], ["p0.png", "own"], ["p1.png", ""]])
+    build_index(tmp_path / "run", data, tmp_path / "one", captions=True, metadata=table)
+    build_index(tmp_path / "run", image_folder, tmp_path / "two", metadata=table)
+    lines: list[str] = []
+    with log_to(lines.append):
+        build_index(tmp_path / "run", data, tmp_path / "two", captions=True)
+    for index in ("one", "two"):
+        kept = {row["path"]: row["split"] for row in open_image_table(tmp_path / index).search().limit(10).to_list()}
+        assert kept == SPLITS | {"p0.png": "own"}
+    assert not [line for line in lines if "column split" in line]
+    # What is dropped is said.
+    other = written(tmp_path / "other.csv", TABLES["A"])
+    with log_to(lines.append):
+        build_index(tmp_path / "run", image_folder, tmp_path / "two", metadata=other)
+    (line,) = (line for line in lines if "column split" in line)
+    assert line == "note: values of the column split were of an earlier table; they are of a data set once that is read"
 
 
 def test_the_format_of_an_index_names_its_files_and_columns(tmp_path, tiny_model, image_folder):

@@ -25,7 +25,7 @@ from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.server.limits import Limits
 from clipvisionalign.search.server.middleware import SESSION_COOKIE
-from clipvisionalign.search.server.run import bind_sockets, page_url, read_token, run_server
+from clipvisionalign.search.server.run import _serve, bind_sockets, page_url, read_token, run_server
 
 SECRET = "k7 %&+ü/?#secret"
 LIMITS = Limits(upload_bytes=200_000, seconds=5)
@@ -333,6 +333,9 @@ def test_a_port_in_use_and_a_host_of_another_machine_come_before_all_else(tmp_pa
         # Of a name all addresses are taken, or none.
         assert main(["serve", str(tmp_path / "nowhere"), "--host", "localhost", "--port", str(port)]) == 1
         assert "give another --port" in capsys.readouterr().err
+    for port_number in (65536, 70000, -1):
+        assert main(["serve", str(tmp_path / "nowhere"), f"--port={port_number}"]) == 1
+        assert f"port {port_number}: from 0" in capsys.readouterr().err
     (tmp_path / "token").write_text("secret")
     elsewhere = ["--host", "203.0.113.77", "--token-file", str(tmp_path / "token")]
     assert main(["serve", str(tmp_path / "nowhere"), *elsewhere]) == 1
@@ -342,6 +345,16 @@ def test_a_port_in_use_and_a_host_of_another_machine_come_before_all_else(tmp_pa
             with each, pytest.raises(OSError, match="refused"), socket.socket(each.family) as client:
                 # Nothing listens yet.
                 client.connect(each.getsockname())
+
+
+def test_of_two_services_that_reserve_a_port_the_later_one_ends_with_the_way_out():
+    (first,), (second,) = bind_sockets("127.0.0.1", 0), [socket.socket()]
+    with first, second:
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        second.bind(first.getsockname())
+        second.listen()
+        with pytest.raises(OSError, match=r"Address already in use: give another --port"):
+            _serve([], [first], "127.0.0.1", "", True, True)
 
 
 @pytest.mark.parametrize(("raised", "status"), [(OSError("gone"), 503), (RuntimeError("lance"), 503), (MemoryError(), 413), (KeyError("no image 1"), 404)])  # fmt: skip

@@ -462,6 +462,24 @@ def test_a_lost_shard_is_not_made_again_without_the_columns_and_captions_of_the_
     assert build_index(run, folder, many).unchanged == 40
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_lost_shard_is_made_again_by_the_table_whose_columns_have_names_of_a_data_set(run, tmp_path, is_old):
+    folder, many = fill(tmp_path / "source"), tmp_path / "many"
+    rows = [f"{path.relative_to(folder)},own {path.stem}" for path in sorted(folder.rglob("*.png"))]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["file_name,split", *rows]) + "\n")
+    build_index(run, folder, many, metadata=table, shards=3)
+    for shard in many.glob("shard-*") if is_old else ():
+        # As an index of before: it is not known whose the column is.
+        (shard / "camera.json").write_text('{"user_columns": [], "is_complete": true}')
+    shutil.rmtree(many / "shard-01")
+    with pytest.raises(InvalidIndexError, match="give the data set's file as" if is_old else "give --metadata FILE as"):
+        build_index(run, folder, many)
+    assert build_index(run, folder, many, metadata=table).there == 40
+    rows_of = [row for shard in many.glob("shard-*") for row in open_image_table(shard).search().limit(99).to_list()]
+    assert {row["split"] for row in rows_of} == {f"own {Path(row['path']).stem}" for row in rows_of}
+
+
 def test_columns_that_cameras_fill_are_none_that_a_lost_shard_lacks(run, tmp_path):
     folder = fill(tmp_path / "source")
     exif = Image.Exif()

@@ -121,6 +121,10 @@ def open_camera_columns(index: Storage, table: Any, metadata: Metadata | None) -
     ]  # fmt: skip
     if obsolete:
         table.drop_columns(obsolete)
+    for name in DATA_SET_COLUMNS:
+        if name in obsolete and (name in before) != (name in after):
+            was, is_now = ("an earlier table", "a data set") if name in before else ("a data set", "the table")
+            logger.info(f"note: values of the column {name} were of {was}; they are of {is_now} once that is read")
     return columns
 
 

@@ -21,10 +21,10 @@ from clipvisionalign.search.camera_columns import (
     table_columns,
     user_columns,
 )
-from clipvisionalign.search.collection import Collection
+from clipvisionalign.search.collection import DATA_SET_COLUMNS, Collection
 from clipvisionalign.search.diff import Changes
 from clipvisionalign.search.embed import PendingFile
-from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, read_shards, shard_storage
+from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, read_shards, recorded_folder, shard_storage
 from clipvisionalign.search.patches import PatchWriter
 from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.table_reader import try_open_table
@@ -84,6 +84,27 @@ def open_part(index: Storage, name: str, manifest: IndexManifest) -> IndexPart:
     return IndexPart(name, storage, manifest, table, rows)
 
 
+def data_set_folder(index: Storage) -> str:
+    """Where the images of an index of a data set are.
+
+    Args:
+        index: The storage of what may be an index.
+
+    Returns:
+        Path or URL; "" where there is no index, or one of a folder.
+    """
+    whole = read_shards(index)
+    for storage in [shard_storage(index, name) for name in whole.shards] if whole else [index]:
+        table = try_open_table(storage, IMAGE_TABLE) if storage.read(MANIFEST_FILE) is not None else None
+        if table is None:
+            continue
+        # Every data set gives its images a split.
+        given = set(metadata_columns(table)) & set(DATA_SET_COLUMNS) - set(table_columns(storage, table))
+        if given or open_caption_table(storage) is not None:
+            return recorded_folder(index)
+    return ""
+
+
 def refuse_lost_columns(index: Storage, collection: Collection) -> None:
     """Check that no shard lacks metadata columns or captions that others have and this update does not bring.
 
@@ -108,6 +129,7 @@ def refuse_lost_columns(index: Storage, collection: Collection) -> None:
     columns = {name: user_columns(there[name], table) for name, table in images.items() if table is not None}
     expected = list(dict.fromkeys(column for each in columns.values() for column in each))
     from_table = {name for shard in columns for name in table_columns(there[shard], images[shard])}
+    given = collection.metadata.column_types if collection.metadata is not None else ()
     has_captions = any(table is not None and table.count_rows() for table in captions.values())
     for name in whole.shards:
         lacking = {}
@@ -117,8 +139,8 @@ def refuse_lost_columns(index: Storage, collection: Collection) -> None:
             lacking["--metadata FILE"] = f"the metadata columns {', '.join(of_table)}"
         if has_captions and captions.get(name) is None and collection.captions is None:
             lacking["--captions"] = "the captions"
-        elif len(of_table) < len(missing) and collection.data is None:
-            lacking["--captions"] = "the columns of the data set"
+        elif collection.data is None and set(missing) - {*of_table, *given}:
+            lacking["--captions" if has_captions else "the data set's file"] = "the columns of the data set"
         if lacking:
             state = "lacks" if name in columns else "is missing, and its images would be encoded without"
             raise InvalidIndexError(

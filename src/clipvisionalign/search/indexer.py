@@ -52,6 +52,7 @@ from clipvisionalign.search.image_rows import (
 from clipvisionalign.search.index_parts import (
     IndexPart,
     align_columns,
+    data_set_folder,
     deal_changes,
     forget_numbers,
     open_part,
@@ -66,7 +67,6 @@ from clipvisionalign.search.manifest import (
     open_manifests,
     read_shards,
     record_folder,
-    recorded_folder,
     recorded_folders,
     shard_storage,
 )
@@ -140,7 +140,7 @@ def build_index(
     index = _require_utf8_path(Storage(out))
     collection = read_collection(
         source, captions, reading.layout, metadata, BASE_COLUMNS, reading.group, reading.split_rule,
-        recorded_folder(index),
+        data_set_folder(index),
     )  # fmt: skip
     if collection.data is not None:
         log_first("note", differences_from_run(run, collection.data))
@@ -260,6 +260,7 @@ def _update_index(
     broken = BrokenFiles(index.read(BROKEN_FILES_NAME) or "")
     _begin(collection, len(rows))
     changes = diff_files(storage, listing, rows, broken, verify)
+    _note_unlisted(collection, changes, rows)
     check_drop(changes, listing, storage, index, len(rows), allow_drop)
     _record_folder(index, [part.name for part in parts], storage, changes, len(rows), allow_drop)
     if changes.surplus:
@@ -295,6 +296,18 @@ def _update_index(
     _complete(run, aligner, index, parts, report, build_ann)
     forget_numbers(index)
     return report
+
+
+def _note_unlisted(collection: Collection, changes: Changes, rows: Sequence[dict[str, Any]]) -> None:
+    """Log that rows are dropped of images that are there, and of which the data set has no row."""
+    deleted = set(changes.deleted) if collection.data is not None else ()
+    there = [row["path"] for row in rows if row["id"] in deleted and collection.storage.has_file(row["raw"])]
+    if there:
+        images = "1 image is" if len(there) == 1 else f"{len(there):,} images are"
+        logger.info(
+            f"note: {images} there of which the data set has no row, such as {printable(there[0])}: no longer indexed, "
+            f"nor what was stored of {'it' if len(there) == 1 else 'them'}"
+        )
 
 
 def _record_folder(

@@ -284,7 +284,9 @@ def _checked(index: Storage, existing: AnyManifest, manifest: IndexManifest) -> 
     if existing.folder == manifest.folder:
         return existing
     if not (is_gone(existing.folder) or _is_same_folder(existing.folder, manifest.folder)):
-        raise InvalidIndexError(f"{index}: an index of {existing.folder}; give another --out")
+        is_below = f"{existing.folder}/".startswith(f"{manifest.folder.rstrip('/')}/")
+        hint = "that folder, its data set (--captions, or a file), or another --out" if is_below else "another --out"
+        raise InvalidIndexError(f"{index}: an index of {existing.folder}; give {hint}")
     return replace(existing, folder=manifest.folder)
 
 

@@ -78,15 +78,20 @@ class Metadata:
         """Both metadata of the same images.
 
         Args:
-            other: A table's, whose values count where both have a column.
+            other: A table's, whose values count where both have one.
 
         Returns:
             All columns and images.
         """
-        names = [*self.values, *(name for name in other.values if name not in self.values)]
+        types = self.column_types | other.column_types
+        # A value of another type has no room in the other one's column.
+        own = {name for name, kind in self.column_types.items() if types[name] == kind}
+        values = {name: {key: row[key] for key in row if key in own} for name, row in self.values.items()}
+        for name, row in other.values.items():
+            merged = values.setdefault(name, {})
+            merged |= {key: value for key, value in row.items() if value is not None or key not in merged}
         return Metadata(
-            self.column_types | other.column_types,
-            {name: self.values.get(name, {}) | other.values.get(name, {}) for name in names},
+            types, values,
             self.rows + other.rows, self.matched + other.matched, [*self.problems, *other.problems],
             other.table_columns,
         )  # fmt: skip

@@ -60,16 +60,39 @@ class Replicas(Protocol):
     replicas: int
 
     def is_up(self, shard: int) -> bool:
-        """Whether a replica of a shard runs."""
+        """Whether a replica of a shard runs.
+
+        Args:
+            shard: Its number.
+
+        Returns:
+            Whether one does.
+        """
 
     def lost(self, shard: int) -> None:
-        """The only replica of a shard has died."""
+        """The only replica of a shard has died.
+
+        Args:
+            shard: Its number.
+        """
 
     def answered(self, shard: int) -> None:
-        """A replica of a shard has answered."""
+        """A replica of a shard has answered.
+
+        Args:
+            shard: Its number.
+        """
 
     def send(self, shard: int, request: tuple[list[VectorQuery], list[str]]) -> Any:
-        """Send a request to a replica of a shard."""
+        """Send a request to a replica of a shard.
+
+        Args:
+            shard: Its number.
+            request: The queries and the columns.
+
+        Returns:
+            Ray Serve's response.
+        """
 
 
 class ShardResponse:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 TOKEN_VARIABLE = "CLIPVISIONALIGN_TOKEN"
 #: How long requests that are being answered may take once the service is stopped.
 SHUTDOWN_SECONDS = 10
+#: Connections that wait to be accepted.
+BACKLOG = 2048
 
 
 def read_token(value: str = "", file: str | Path = "") -> str:
@@ -103,6 +105,7 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
 
     Raises:
         OSError: The port is in use, or the host is none of this machine.
+        ValueError: It is no number of a port.
 
     >>> (bound,) = bind_sockets("127.0.0.1", 0)
     >>> with bound:
@@ -111,6 +114,8 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
     """
     sockets: list[socket.socket] = []
     refused: OSError | None = None
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port {port}: from 0, for any that is free, to 65535")
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(addresses):
@@ -160,11 +165,18 @@ def _serve(
     app = create_app(searchers, token, hosts=hosts, read_only=read_only)
     # All addresses of a machine are none that another one can open.
     shown = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    logger.info(
-        f"{page_url(shown, sockets[0].getsockname()[1], token)} (Ctrl-C stops it; /docs describes the interface)"
-    )
+    port = sockets[0].getsockname()[1]
+    try:
+        # Here, as uvloop serves nothing where this fails: of two that have reserved a port the first one has it.
+        for each in sockets:
+            each.listen(BACKLOG)
+    except OSError as error:
+        raise OSError(f"{host}, port {port}: {error.strerror}: give another --port") from None
+    logger.info(f"{page_url(shown, port, token)} (Ctrl-C stops it; /docs describes the interface)")
     # Ctrl-C does not wait longer for a client that never sends the rest of its request.
-    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=15, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+    config = uvicorn.Config(
+        app, log_level="warning", backlog=BACKLOG, timeout_keep_alive=15, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+    )
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(list(sockets))
 
