@@ -31,7 +31,7 @@ from clipvisionalign.search import image_rows, table_reader
 from clipvisionalign.search.calibration import UncalibratedError
 from clipvisionalign.search.hits import MissingShard
 from clipvisionalign.search.index_parts import NUMBERS_FILE
-from clipvisionalign.search.index_reader import IndexReader, NearestRows, merge_rows, nearest_in_order
+from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery, merge_rows, nearest_in_order
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.judgements import Judgement, calibrate_index
 from clipvisionalign.search.promise import SearchResult
@@ -323,6 +323,21 @@ def test_shards_that_cannot_be_read_are_named_until_they_can(pair, tmp_path, mon
             response = client.get("/search", params={"q": "a dog", **words})
             assert (response.status_code, response.json()["detail"][:33]) == (503, "the index cannot be read now; see")
         away([])
+
+
+def test_a_table_that_cannot_be_read_is_so_for_every_query_until_it_can(pair, tmp_path):
+    """Not for one of them in each interval between two checks, while others are answered from memory."""
+    index = Path(shutil.copytree(str(pair[0].index), tmp_path / "index"))
+    reader = Searcher(index).reader
+    queries = [VectorQuery(np.eye(1, reader.manifest.width, dtype=np.float32)[0], 3)] * 2
+    whole = reader.search(queries, ("id",))
+    index.rename(tmp_path / "away")
+    reader.table._checked -= 60
+    for _ in range(3):
+        with pytest.raises(OSError, match="Not found"):
+            reader.search(queries, ("id",))
+    (tmp_path / "away").rename(index)
+    assert reader.search(queries, ("id",)) == whole
 
 
 def test_an_error_of_a_query_is_no_shard_that_does_not_answer(pair):

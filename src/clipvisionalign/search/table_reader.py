@@ -198,12 +198,17 @@ class LanceReader(TableReader):
     @property
     def source(self) -> Any:
         """The table as it was `READ_CONSISTENCY_INTERVAL` ago, or is now."""
-        now = time.monotonic()
-        if now - self._checked >= READ_CONSISTENCY_INTERVAL.total_seconds():
+        now, checked = time.monotonic(), self._checked
+        if now - checked >= READ_CONSISTENCY_INTERVAL.total_seconds():
             self._checked = now
-            if self._dataset.latest_version != self._dataset.version:
-                # Another object: searches that are running keep the former.
-                self._dataset = self._open()
+            try:
+                if self._dataset.latest_version != self._dataset.version:
+                    # Another object: searches that are running keep the former.
+                    self._dataset = self._open()
+            except Exception:
+                # The next one checks again: what memory holds may be of another version.
+                self._checked = checked
+                raise
         return self._dataset
 
     def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:
