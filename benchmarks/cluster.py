@@ -17,12 +17,13 @@ import http.client
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of load for each service (default: 60)")
     parser.add_argument("--json", action="store_true", help="print one object instead of the table")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    # What Ray prints, too: standard output has the figures alone.
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
         results = measure(given, Path(folder))
     if given.json:
         print(json.dumps(results, indent=2))

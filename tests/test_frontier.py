@@ -152,6 +152,13 @@ def test_the_report_has_it_as_a_table_a_plot_and_a_sentence(is_timed, tmp_path):
     assert StudyReport.of(report).frontier["late"].chosen is not None
 
 
+def test_times_that_are_the_same_as_they_are_shown_are_not_compared():
+    report = made_report(frontiers={"late": FRONTIER}, costs={"late": [cost_round(2.0, pairs=0.5)]})
+    (claim,) = (each for each in report["claims"] if "unsure" in each["text"])
+    assert claim["text"].endswith("by -0.6 [-1.4, 0.2].")
+    check_numbers(report, claim)
+
+
 def test_a_gallery_without_halves_has_no_margin_of_another_half():
     frontier = {key: value for key, value in FRONTIER.items() if key != "chosen"}
     report = made_report(frontiers={"late": frontier}, costs={"late": [cost_round()]})

@@ -54,11 +54,10 @@ def is_unreadable(error: BaseException) -> bool:
     >>> is_unreadable(OSError("Not found: index/pictures.lance")), is_unreadable(OSError("no field named year"))
     (True, False)
     """
-    if isinstance(error, (ShardUnavailable, InvalidIndexError)):
-        return True
     # The engine raises errors of queries, too, as those of the system, which alone have a number.
     by_system = isinstance(error, OSError) and error.errno is not None
-    return by_system or any(words in str(error) for words in ("LanceError(IO)", "Not found:"))
+    gone = by_system or isinstance(error, (ShardUnavailable, InvalidIndexError))
+    return gone or "LanceError(IO)" in str(error) or "Not found:" in str(error)
 
 
 class TableReader(ABC):
@@ -198,17 +197,13 @@ class LanceReader(TableReader):
     @property
     def source(self) -> Any:
         """The table as it was `READ_CONSISTENCY_INTERVAL` ago, or is now."""
-        now, checked = time.monotonic(), self._checked
-        if now - checked >= READ_CONSISTENCY_INTERVAL.total_seconds():
+        now = time.monotonic()
+        if now - self._checked >= READ_CONSISTENCY_INTERVAL.total_seconds():
+            if self._dataset.latest_version != self._dataset.version:
+                # Another object: searches that are running keep the former.
+                self._dataset = self._open()
+            # Not before: while it cannot be read, each query finds so, as what memory holds may be of another version.
             self._checked = now
-            try:
-                if self._dataset.latest_version != self._dataset.version:
-                    # Another object: searches that are running keep the former.
-                    self._dataset = self._open()
-            except Exception:
-                # The next one checks again: what memory holds may be of another version.
-                self._checked = checked
-                raise
         return self._dataset
 
     def read(self, columns: Sequence[str], where: str = "", limit: int | None = None) -> Any:

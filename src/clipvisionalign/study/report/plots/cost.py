@@ -26,7 +26,13 @@ from clipvisionalign.study.report.costs import (
     no_comparison_reason,
     ranges_differ,
 )
-from clipvisionalign.study.report.plots.style import INK, draw_whiskers, set_zero_based_axis, variant_styles
+from clipvisionalign.study.report.plots.style import (
+    INK,
+    draw_whiskers,
+    set_cost_axis,
+    set_zero_based_axis,
+    variant_styles,
+)
 from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.schema.cost import VariantCost
 from clipvisionalign.study.report.schema.results import Results
@@ -104,7 +110,6 @@ def plot_pareto(report: StudyReport, cost: CostMetric, label: str, log: bool) ->
         The figure, what it shows in words, and a note; None where nothing was measured.
     """
     from matplotlib import pyplot
-    from matplotlib.ticker import LogLocator
 
     names = [name for name in report.results.variants if cost.value(report.cost.get(name)) is not None]
     if not names:
@@ -123,14 +128,7 @@ def plot_pareto(report: StudyReport, cost: CostMetric, label: str, log: bool) ->
     if front:
         axes.plot([costs[name] for name in front], [rsum[name].value for name in front], color=INK, linewidth=1,
                   linestyle=":", drawstyle="steps-post", zorder=0, label="front")  # fmt: skip
-    if log and max(costs.values()) > 5 * min(costs.values()) > 0:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-        axes.margins(x=0.12)
-    else:
-        axes.set_xlim(0, 1.15 * max([*costs.values(), *(high for _, high in (ranges or {}).values())]))
+    set_cost_axis(axes, list(costs.values()), [high for _, high in (ranges or {}).values()], log)
     set_zero_based_axis(axes, list(rsum.values()), 600)
     axes.set_xlabel(label)
     axes.set_ylabel("rsum")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clipvisionalign.retrieval.metrics import RECALL_AT
-from clipvisionalign.study.report.plots.style import INK, variant_styles
+from clipvisionalign.study.report.plots.style import INK, set_cost_axis, variant_styles
 from clipvisionalign.study.report.schema import StudyReport
 from clipvisionalign.study.report.schema.cost import Frontier
 from clipvisionalign.study.report.states import variant_label
@@ -22,7 +22,6 @@ def plot_frontier(report: StudyReport) -> tuple[Any, ...] | None:
     """
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator
 
     measured = {name: each for name, each in report.frontier.items() if each.fixed[-1].ms_per_query is not None}
     if not measured:
@@ -44,11 +43,11 @@ def plot_frontier(report: StudyReport) -> tuple[Any, ...] | None:
     for name, point in others.items():
         axes.plot(*[[each] for each in point], color=styles[name][0], marker=styles[name][1], markersize=6,
                   linestyle="none", label=variant_label(report, name))  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
     axes.margins(x=0.08, y=0.15)
+    set_cost_axis(axes, [
+        *(row.ms_per_query or 0.0 for each in measured.values() for row in each.fixed),
+        *(milliseconds for milliseconds, _ in others.values()),
+    ])  # fmt: skip
     axes.set_xlabel("ms a search")
     axes.set_ylabel("recall sum, captions to images")
     ways = [

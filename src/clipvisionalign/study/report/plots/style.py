@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from clipvisionalign.study.report.schema import StudyReport
@@ -42,6 +43,27 @@ def interval_ends(estimate: Estimate) -> tuple[float, float, float]:
     """
     value = estimate.value
     return value, value if estimate.low is None else estimate.low, value if estimate.high is None else estimate.high
+
+
+def set_cost_axis(axes: Any, costs: Sequence[float], ends: Sequence[float] = (), log: bool = True) -> None:
+    """Set the horizontal axis of costs: from zero, or logarithmic where they are far apart.
+
+    Args:
+        axes: Matplotlib's axes.
+        costs: What is drawn.
+        ends: Upper ends of intervals that are drawn.
+        log: Whether it may be logarithmic.
+    """
+    from matplotlib.ticker import LogLocator
+
+    if log and max(costs) > 5 * min(costs) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.margins(x=0.12)
+    else:
+        axes.set_xlim(0, 1.15 * max([*costs, *ends]))
 
 
 def draw_whiskers(axes: Any, x: float, estimate: Estimate, colour: str, mark: str, label: str = "") -> None:
