@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -134,6 +133,7 @@ def peak_memory(family: str, folder: Path, side: str) -> float:
 def print_peak(family: str, folder: Path, side: str) -> None:
     """The peak of this process."""
     from clipvisionalign.models.io import load_aligner
+    from clipvisionalign.study.profile import peak_memory
 
     captions, images = mixed_captions(64), drawn_images(32)
     with torch.inference_mode():
@@ -143,7 +143,8 @@ def print_peak(family: str, folder: Path, side: str) -> None:
         else:
             library = Library(folder, family)
             library.images(images), library.text(captions)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not by `getrusage`, which counts the memory of the process that started this one.
+    print(peak_memory() / 2**20)
 
 
 def table(results: list[dict[str, Any]]) -> str:
