@@ -37,11 +37,13 @@ from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.terms import Term
 from clipvisionalign.search.time_limit import parse_seconds
+from clipvisionalign.study.frontier import recall_difference, recall_sum
 
 #: Fixed depths; 0 is vectors alone.
 DEPTHS = (0, 8, 32)
 RANKS = (1, 5, 10)
-RESAMPLES = 2000
+#: The rank of an own image that is not among the first hits.
+MISSING = 10
 
 
 def halves(data: CaptionedImages, seed: int) -> tuple[CaptionedImages, CaptionedImages]:
@@ -88,27 +90,10 @@ def search_all(
             milliseconds = 1000 * (time.perf_counter() - start)
             row = results[str(name)]
             numbers = [int(Path(hit.path).stem) for hit in hits]
-            row["rank"].append(numbers.index(owner) if owner in numbers else 10)
+            row["rank"].append(numbers.index(owner) if owner in numbers else MISSING)
             row["ms"].append(milliseconds)
             row["images"].append(query.rerank if hits.spent is None else hits.spent.reranked)
     return {name: {key: np.array(values) for key, values in row.items()} for name, row in results.items()}
-
-
-def recall_sum(ranks: np.ndarray) -> float:
-    """Recall at 1, 5 and 10, added up, in percent."""
-    return sum(100.0 * float((ranks < k).mean()) for k in RANKS)
-
-
-def difference(ranks: np.ndarray, reference: np.ndarray, owners: np.ndarray) -> dict[str, float]:
-    """Difference of the sums of recall with its 95 % interval, by bootstrap over images."""
-    gain = sum(100.0 * ((ranks < k).astype(float) - (reference < k)) for k in RANKS)
-    _, image, sizes = np.unique(owners, return_inverse=True, return_counts=True)
-    sums = np.bincount(image, gain)
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(sizes), (RESAMPLES, len(sizes)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"value": float(gain.mean()), "low": float(low), "high": float(high)}
 
 
 def main() -> None:
@@ -135,8 +120,8 @@ def main() -> None:
     for name, row in results.items():
         rows[name] = {
             **{f"recall_at_{k}": 100.0 * float((row["rank"] < k).mean()) for k in RANKS},
-            "recall_sum": recall_sum(row["rank"]),
-            "against_deepest": difference(row["rank"], reference["rank"], owners),
+            "recall_sum": recall_sum(row["rank"], MISSING),
+            "against_deepest": recall_difference(row["rank"], reference["rank"], MISSING, owners),
             "ms": {"mean": float(row["ms"].mean()), "p50": float(np.median(row["ms"])),
                    "p99": float(np.quantile(row["ms"], 0.99))},
             "of_deepest_ms": float(row["ms"].mean() / reference["ms"].mean()),

@@ -139,7 +139,7 @@ def _read_camera_file(index: Storage, table: Any, existing: Mapping[str, ColumnT
         return [name for name in CAMERA_COLUMNS if name in existing], table.count_rows() == 0
 
 
-def user_columns(index: Storage, table: Any) -> list[str]:
+def user_columns(index: Storage, table: Any) -> dict[str, bool]:
     """The metadata columns that came from the user, and none that the images' own metadata has filled.
 
     Args:
@@ -147,26 +147,14 @@ def user_columns(index: Storage, table: Any) -> list[str]:
         table: Its table of images.
 
     Returns:
-        Their names, in the order of the table.
+        For each, in the order of the table, whether a metadata table gave it; else a data set did.
     """
     existing = metadata_columns(table)
-    of_user, _ = _read_camera_file(index, table, existing)
-    return [name for name in existing if name not in CAMERA_COLUMNS or name in of_user]
-
-
-def table_columns(index: Storage, table: Any) -> list[str]:
-    """The metadata columns that a user's table gave: no data set, and no image's own metadata.
-
-    Args:
-        index: The storage of the index.
-        table: Its table of images.
-
-    Returns:
-        Their names, in the order of the table.
-    """
-    existing = metadata_columns(table)
-    of_user, _ = _read_camera_file(index, table, existing)
-    return [name for name in existing if name in of_user or name not in (*CAMERA_COLUMNS, *DATA_SET_COLUMNS)]
+    of_table, _ = _read_camera_file(index, table, existing)
+    return {
+        name: name in of_table or name not in DATA_SET_COLUMNS
+        for name in existing if name not in CAMERA_COLUMNS or name in of_table
+    }  # fmt: skip
 
 
 def add_camera_columns(table: Any, names: Iterable[str]) -> None:

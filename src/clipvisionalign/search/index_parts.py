@@ -14,14 +14,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
-from clipvisionalign.search.camera_columns import (
-    CAMERA_COLUMNS,
-    CameraColumns,
-    add_camera_columns,
-    table_columns,
-    user_columns,
-)
-from clipvisionalign.search.collection import DATA_SET_COLUMNS, Collection
+from clipvisionalign.search.camera_columns import CAMERA_COLUMNS, CameraColumns, add_camera_columns, user_columns
+from clipvisionalign.search.collection import Collection
 from clipvisionalign.search.diff import Changes
 from clipvisionalign.search.embed import PendingFile
 from clipvisionalign.search.manifest import MANIFEST_FILE, IndexManifest, read_shards, recorded_folder, shard_storage
@@ -99,8 +93,7 @@ def data_set_folder(index: Storage) -> str:
         if table is None:
             continue
         # Every data set gives its images a split.
-        given = set(metadata_columns(table)) & set(DATA_SET_COLUMNS) - set(table_columns(storage, table))
-        if given or open_caption_table(storage) is not None:
+        if not all(user_columns(storage, table).values()) or open_caption_table(storage) is not None:
             return recorded_folder(index)
     return ""
 
@@ -128,7 +121,7 @@ def refuse_lost_columns(index: Storage, collection: Collection) -> None:
     captions = {name: open_caption_table(storage) for name, storage in there.items()}
     columns = {name: user_columns(there[name], table) for name, table in images.items() if table is not None}
     expected = list(dict.fromkeys(column for each in columns.values() for column in each))
-    from_table = {name for shard in columns for name in table_columns(there[shard], images[shard])}
+    from_table = {column for each in columns.values() for column, is_of_table in each.items() if is_of_table}
     given = collection.metadata.column_types if collection.metadata is not None else ()
     has_captions = any(table is not None and table.count_rows() for table in captions.values())
     for name in whole.shards:

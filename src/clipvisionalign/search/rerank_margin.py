@@ -172,8 +172,23 @@ def reranked_positions(pair_scores: np.ndarray, own: np.ndarray, counts: np.ndar
     return np.where(own < counts, above, own)
 
 
+def recall_contributions(positions: np.ndarray, depth: int) -> np.ndarray:
+    """What each query adds to the sum of recall at 1, 5 and 10.
+
+    Args:
+        positions: (M,) of the own images, from 0; `depth` for one that is not among the first hits.
+        depth: Number of first hits.
+
+    Returns:
+        (M,) in percent: their mean is the sum of the recalls.
+
+    >>> recall_contributions(np.array([0, 3, 8, 32]), 32).tolist()
+    [300.0, 200.0, 100.0, 0.0]
+    """
+    return np.asarray(sum(100.0 * ((positions < k) & (positions < depth)) for k in _RANKS))
+
+
 def _margin_row(margin: float, cosines: np.ndarray, pair_scores: np.ndarray, own: np.ndarray) -> MarginRow:
     counts = count_unsure(cosines, margin)
-    positions, depth = reranked_positions(pair_scores, own, counts), cosines.shape[1]
-    recall_sum = sum(100.0 * float(((positions < k) & (positions < depth)).mean()) for k in _RANKS)
-    return MarginRow(margin, float(counts.mean()), float((counts > 0).mean()), recall_sum)
+    contributions = recall_contributions(reranked_positions(pair_scores, own, counts), cosines.shape[1])
+    return MarginRow(margin, float(counts.mean()), float((counts > 0).mean()), float(contributions.mean()))

@@ -14,9 +14,9 @@ import numpy as np
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.retrieval.evaluate import rerank_depths
-from clipvisionalign.retrieval.metrics import RECALL_AT, RESAMPLES, bootstrap_weights, percentile_interval
+from clipvisionalign.retrieval.metrics import RESAMPLES, bootstrap_weights, percentile_interval
 from clipvisionalign.search.calibrate import first_images
-from clipvisionalign.search.rerank_margin import count_unsure, measure_margins, reranked_positions
+from clipvisionalign.search.rerank_margin import count_unsure, measure_margins, recall_contributions, reranked_positions
 from clipvisionalign.study.foils import HalfWeights
 from clipvisionalign.study.units import image_units
 from clipvisionalign.training.halves import split_halves
@@ -115,11 +115,7 @@ def recall_sum(positions: np.ndarray, depth: int) -> float:
     >>> recall_sum(np.array([0, 3, 8, 32]), 32)
     150.0
     """
-    return float(_contributions(positions, depth).mean())
-
-
-def _contributions(positions: np.ndarray, depth: int) -> np.ndarray:
-    return np.asarray(sum(100.0 * ((positions < k) & (positions < depth)) for k in RECALL_AT))
+    return float(recall_contributions(positions, depth).mean())
 
 
 def recall_difference(
@@ -136,7 +132,7 @@ def recall_difference(
     Returns:
         "value", "low" and "high", in percent.
     """
-    gain = _contributions(positions, depth) - _contributions(reference, depth)
+    gain = recall_contributions(positions, depth) - recall_contributions(reference, depth)
     _, unit = np.unique(unit, return_inverse=True)
     units = int(unit.max()) + 1
     weights = bootstrap_weights(units, RESAMPLES, 0)

@@ -38,10 +38,10 @@ def translate_errors(work: Callable[[], Any], filter_text: str = "") -> Any:
     except MemoryError:
         raise HTTPException(413, "more than this machine has memory for") from None
     except Exception as error:
-        if filter_text.strip() and not is_unreadable(error):
-            raise HTTPException(422, f"filter '{filter_text}': the database cannot answer it: {error}") from None
         if is_unreadable(error):
             logger.error(f"the index cannot be read: {error}")
+        elif filter_text.strip():
+            raise HTTPException(422, f"filter '{filter_text}': the database cannot answer it: {error}") from None
         elif isinstance(error, (RuntimeError, OSError)):
             logger.exception("a request could not be answered")
         else:

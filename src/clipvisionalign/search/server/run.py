@@ -131,9 +131,13 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for each in sockets:
             each.close()
-        way_out = "give another --port" if error.errno == errno.EADDRINUSE else "give another --host or --port"
-        raise OSError(f"{host}, port {port}: {error.strerror or error}: {way_out}") from None
+        raise _port_error(host, port, error) from None
     return sockets
+
+
+def _port_error(host: str, port: int, error: OSError) -> OSError:
+    way_out = "give another --port" if error.errno == errno.EADDRINUSE else "give another --host or --port"
+    return OSError(f"{host}, port {port}: {error.strerror or error}: {way_out}")
 
 
 def _bind(unbound: socket.socket, address: Any) -> socket.socket:
@@ -171,7 +175,7 @@ def _serve(
         for each in sockets:
             each.listen(BACKLOG)
     except OSError as error:
-        raise OSError(f"{host}, port {port}: {error.strerror}: give another --port") from None
+        raise _port_error(host, port, error) from None
     logger.info(f"{page_url(shown, port, token)} (Ctrl-C stops it; /docs describes the interface)")
     # Ctrl-C does not wait longer for a client that never sends the rest of its request.
     config = uvicorn.Config(

@@ -59,11 +59,11 @@ def frontier_claims(report: StudyReport) -> list[Claim]:
             "the recall of captions to images "
             f"(recall sum) by {claim.cite_interval(f'{path}/against_deepest')}"
         )
-        times = chosen.ms_per_query, frontier.fixed[-1].ms_per_query
-        # Of cheap pairs nearly all of the time is the caption's.
-        if None not in times and len({format(each, decimal_format(each)) for each in times if each is not None}) == 2:
-            shown = (claim.cite(f"{each}/ms_per_query") for each in (path, deepest))
-            claim.text += " and takes {} instead of {} ms".format(*shown)
+        times = [each for each in (chosen.ms_per_query, frontier.fixed[-1].ms_per_query) if each is not None]
+        # Of cheap pairs nearly all of the time is the caption's: both are the same as they are shown.
+        if len({format(each, decimal_format(each)) for each in times}) == 2:
+            shown, deepest_shown = (claim.cite(f"{each}/ms_per_query") for each in (path, deepest))
+            claim.text += f" and takes {shown} instead of {deepest_shown} ms"
         claim.text += "."
         claims.append(claim)
     return claims
