@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from optional_parts import COMPILER, needs
 from tolerance import assert_rounds_to, rounding
 
 from clipvisionalign import load_aligner, read_captioned_images
-from clipvisionalign.batch import group_by_length, seeded
+from clipvisionalign.batch import GROUP_OVERHEAD, group_by_length, seeded
 from clipvisionalign.data.batches import CaptionedBatches
 from clipvisionalign.images import open_image
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
@@ -104,6 +107,26 @@ def test_captions_are_padded_to_the_longest_of_their_group_only():
     # One long caption pads no short ones.
     mixed = group_by_length([[1] * 5] * 20 + [[1] * 90], pad=0)
     assert [tuple(group.ids.shape) for group in mixed] == [(20, 5), (1, 90)]
+    # More captions than a group may have are divided evenly.
+    assert [len(group.rows) for group in group_by_length([[1] * 5] * 101, pad=0, size=50)] == [34, 34, 33]
+    assert group_by_length([], pad=0) == []
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9))
+def test_no_other_division_of_captions_into_groups_computes_less(lengths):
+    """Tokens with their padding, and what each group costs: beside all divisions of the sorted captions."""
+
+    def cost(ends):
+        return sum(
+            (end - start) * ordered[end - 1] + GROUP_OVERHEAD for start, end in zip([0, *ends], ends, strict=False)
+        )
+
+    ordered = sorted(lengths)
+    groups = group_by_length([[1] * length for length in lengths], pad=0)
+    ends = np.cumsum([len(group.rows) for group in groups]).tolist()
+    ends_before = range(1, len(ordered))
+    every = (cost([*chosen, len(ordered)]) for n in range(len(ordered)) for chosen in combinations(ends_before, n))
+    assert cost(ends) == min(every)
 
 
 def tokenize(captions):

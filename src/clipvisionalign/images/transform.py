@@ -106,7 +106,8 @@ class ImageTransform:
         if pixels.dtype != torch.uint8:
             return pixels
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) * 255 for v in (self.mean, self.std))
-        return (pixels - mean) / std
+        # In place: a batch is as large as a layer of the tower.
+        return (pixels - mean).div_(std)
 
 
 def _load_image(transform: Callable[[Image.Image], Any], size: int, embedded: bool, image: ImageSource) -> Any:

@@ -286,6 +286,33 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
+def take_row(states: Tensor, rows: Tensor) -> Tensor:
+    """One token of each sequence.
+
+    Args:
+        states: (B, T, C).
+        rows: (B,) its place.
+
+    Returns:
+        (B, 1, C).
+    """
+    return states.gather(1, rows[:, None, None].expand(-1, 1, states.shape[-1]))
+
+
+def put_row(states: Tensor, rows: Tensor, row: Tensor) -> Tensor:
+    """Replace one token of each sequence.
+
+    Args:
+        states: (B, T, C).
+        rows: (B,) its place.
+        row: (B, 1, C) what takes it.
+
+    Returns:
+        (B, T, C).
+    """
+    return states.scatter(1, rows[:, None, None].expand(-1, 1, states.shape[-1]), row.to(states.dtype))
+
+
 def _mask_length_limit(window: int) -> int:
     """The length up to which a whole table of scores under a mask is quicker than bands."""
     return 3 * window // 2 + 64

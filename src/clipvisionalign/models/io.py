@@ -11,6 +11,7 @@ from clipvisionalign.models.adapters import load_adapters
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.device import best_device
+from clipvisionalign.models.file_pages import FilePages
 from clipvisionalign.models.hub import is_hub_name
 from clipvisionalign.models.image_weights import find_image_weights
 from clipvisionalign.models.packed_linear import align_weights, pack_linears
@@ -85,7 +86,8 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
             dual encoder: a folder in transformers' or open_clip's layout, or a hub name. What a hub name stands for, a
             run or a dual encoder, is fetched where it is not on this machine.
         device: "auto", "cpu", "cuda" and so on.
-        packed: Whether weights are packed for the CPU's kernels; packed weights cannot be exported.
+        packed: Whether weights are packed for the CPU's kernels, except those of pretrained dual encoders; packed
+            weights cannot be exported.
 
     Returns:
         The aligner in evaluation mode.
@@ -104,7 +106,8 @@ def load_aligner(folder: str | Path, device: str = "auto", packed: bool = True) 
     run = resolve_run(folder)
     aligner = Aligner(AlignerConfig(pretrained=run)) if is_pretrained(run) else _load_run(Path(run))
     align_weights(aligner)
-    if packed:
+    # A pretrained dual encoder is as quick without (docs/results.md), and packed weights are a second copy of them.
+    if packed and not aligner.config.pretrained:
         pack_linears(aligner)
     return aligner.to(best_device(device)).eval()
 
@@ -181,10 +184,22 @@ def _load_run(source: Path) -> Aligner:
         )
     aligner = Aligner(_read_config(source), run=source, load_weights=False)
     try:
-        aligner.load_state_dict(read_weights(source))
+        _copy_weights(aligner, read_weights(source))
     except Exception as error:
         raise ValueError(f"{source / WEIGHTS_FILE}: not this aligner's weights: {error}") from None
     return aligner
+
+
+def _copy_weights(aligner: Aligner, state: dict[str, Tensor]) -> None:
+    """`load_state_dict`, with no more than one tensor in memory twice."""
+    own = aligner.state_dict()
+    if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in state.items()}:
+        # It names what is missing, and what does not fit.
+        aligner.load_state_dict(state)
+    pages = FilePages()
+    for name, tensor in own.items():
+        tensor.copy_(state[name])
+        pages.release(state[name])
 
 
 def _load_with_adapters(source: Path) -> Aligner:

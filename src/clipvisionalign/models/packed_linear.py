@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipvisionalign.models.file_pages import FilePages
+
 #: Whether this PyTorch has the operation (it is the one that torch.compile's frozen graphs use).
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -119,11 +121,16 @@ def align_weights(model: nn.Module) -> None:
     """Copy weights that lie as a file had them to where a CPU's kernels read them in whole vectors.
 
     A matrix product of other addresses is summed in another order: the same model, from one file or from several,
-    would have vectors that differ in their last bit.
+    would have vectors that differ in their last bit. Tables of embeddings stay as they are: rows are taken out of them,
+    and a mapped file's pages are read as they are needed.
 
     Args:
         model: A model that is loaded to be used; its tensors are replaced by equal ones.
     """
+    pages = FilePages()
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
-            tensor.data = tensor.data.clone()
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT and id(tensor) not in tables:
+            mapped = tensor.data
+            tensor.data = mapped.clone()
+            pages.release(mapped)

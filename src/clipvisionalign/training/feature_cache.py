@@ -112,7 +112,7 @@ def tower_fingerprint(tower: AnyImageTower | AnyTextTower, blocks: int = 0) -> s
     )
     digest = hashlib.sha256(repr((tower.config.name, input_spec)).encode())
     if isinstance(tower, PretrainedImageTower):
-        digest.update(f"pooled patches: {tower.pools_patches}".encode())
+        digest.update(f"pooled patches: {tower.patch_count}".encode())
     elif isinstance(tower, PretrainedTextTower):
         digest.update(f"window {tower.window}, {tower.max_positions} positions".encode())
     weights = tower.state_dict()
@@ -122,6 +122,11 @@ def tower_fingerprint(tower: AnyImageTower | AnyTextTower, blocks: int = 0) -> s
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _patch_count(tower: AnyImageTower) -> int:
+    """How many patches of an image the tower returns."""
+    return tower.patch_count if isinstance(tower, PretrainedImageTower) else tower.num_patches
 
 
 def _divided(tower: AnyImageTower | AnyTextTower) -> ImageTower:
@@ -142,7 +147,7 @@ def _early_weights(tower: ImageTower, blocks: int) -> dict[str, Tensor]:
 def _feature_shapes(tower: AnyImageTower, blocks: int) -> dict[str, tuple[int, ...]]:
     """The arrays of a cache, by name the shape for an image in a view."""
     if not blocks:
-        return {"pooled": (tower.width,), "patches": (tower.num_patches, tower.patch_width)}
+        return {"pooled": (tower.width,), "patches": (_patch_count(tower), tower.patch_width)}
     divided = _divided(tower)
     size = divided.image_transform.size
     device = next(divided.parameters()).device

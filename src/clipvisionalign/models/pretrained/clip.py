@@ -47,6 +47,37 @@ class CLIPImageTower(PretrainedImageTower):
         """The last block of the vision transformer."""
         return self.backbone.encoder.layers[-1]
 
+    def encode_pooled(self, pixels: Tensor) -> Tensor:
+        """Run the vision transformer, its last layer for the class token alone.
+
+        Args:
+            pixels: (B, 3, S, S) as `image_transform` returns them.
+
+        Returns:
+            Pooled (B, C).
+        """
+        return self._run(pixels, keeps_tokens=False).pooler_output
+
+    def feature_map(self, pixels: Tensor) -> Tensor:
+        """Run the vision transformer.
+
+        Args:
+            pixels: (B, 3, S, S) as `image_transform` returns them.
+
+        Returns:
+            (B, 1 + P, C) tokens, before any pooling.
+        """
+        return self._run(pixels, keeps_tokens=True).last_hidden_state
+
+    def _run(self, pixels: Tensor, keeps_tokens: bool) -> Any:
+        """transformers' output; with `keeps_tokens` all of its tokens are of use, else only the pooled one."""
+        options: dict[str, Any] = {}
+        if self._takes_rows:
+            # `shape[0]` and not `len`, which an export to ONNX would take for a constant.
+            rows = torch.zeros(pixels.shape[0], dtype=torch.long, device=pixels.device)
+            options = {"pooled_rows": rows, "keeps_tokens": keeps_tokens}
+        return self.backbone(pixel_values=self.image_transform.normalize(pixels), **options)
+
     def pool(self, features: Tensor) -> Tensor:
         """Take the class token, after the last layer norm.
 
@@ -84,9 +115,27 @@ class CLIPTextTower(PretrainedTextTower):
         Returns:
             Pooled (b, W) and tokens (b, T, W).
         """
-        options = {"pooled_position": self._pooled_position(ids)} if self.window else {}
+        options: dict[str, Any] = {}
+        if self.window:
+            options = {"pooled_position": self._pooled_position(ids)}
+        elif self._takes_rows:
+            options = {"pooled_rows": self._pooled_position(ids), "keeps_tokens": True}
         output = self.encoder(input_ids=ids, **options)
         return output.pooler_output, output.last_hidden_state
+
+    def encode_pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the text transformer, its last layer for the end-of-text token alone.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T), not used, as by `encode`.
+
+        Returns:
+            Pooled (b, W).
+        """
+        if self.window or not self._takes_rows:
+            return self.encode(ids, mask)[0]
+        return self.encoder(input_ids=ids, pooled_rows=self._pooled_position(ids)).pooler_output
 
     def _pooled_position(self, ids: Tensor) -> Tensor:
         """(b, T) -> (b,), the place of the end-of-text token, as transformers finds it."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.heads import ImageEmbeddings
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTowerConfig
+from clipvisionalign.models.pretrained.last_layer import take_pooled_rows
 from clipvisionalign.models.weights import WeightsOrigin
 
 
@@ -38,13 +39,20 @@ class PretrainedImageTower(nn.Module):
         self.num_patches, self.prefix_tokens = num_patches, prefix_tokens
         self.config = ImageTowerConfig()
         self.origin = WeightsOrigin("files", "")
-        #: Whether patches leave as the pooled vector does, ready for the head; else as the last layer has them.
+        self._takes_rows = take_pooled_rows(backbone)
+        #: Whether `forward` returns patches, pooled as the vector is and ready for the head, as designs that score
+        #: pairs need them; else none.
         self.pools_patches = False
 
     @property
     def patch_width(self) -> int:
         """Width of a patch's vector as `forward` returns it."""
         return self.width if self.pools_patches else self.raw_patch_width
+
+    @property
+    def patch_count(self) -> int:
+        """How many patches of an image `forward` returns: P, or 0."""
+        return self.num_patches if self.pools_patches else 0
 
     @property
     def last_block(self) -> nn.Module | None:
@@ -59,9 +67,33 @@ class PretrainedImageTower(nn.Module):
             pixels: (B, ...) as `image_transform` returns them.
 
         Returns:
-            Pooled (B, C) and patches (B, P, C), not of unit length; see `pools_patches`.
+            Pooled (B, C) and patches (B, P, C), not of unit length; no patches (B, 0, C) unless `pools_patches`.
         """
-        return self.features_of(self.feature_map(pixels))
+        if self.pools_patches:
+            return self.features_of(self.feature_map(pixels))
+        return self.without_patches(self.encode_pooled(pixels))
+
+    def encode_pooled(self, pixels: Tensor) -> Tensor:
+        """Run the backbone for the pooled vector alone; a family that can spare work implements it.
+
+        Args:
+            pixels: (B, ...) as `image_transform` returns them.
+
+        Returns:
+            Pooled (B, C).
+        """
+        return self.pool(self.feature_map(pixels))
+
+    def without_patches(self, pooled: Tensor) -> ImageFeatures:
+        """Features of images whose patches nobody asked for.
+
+        Args:
+            pooled: (B, C).
+
+        Returns:
+            Them, and patches (B, 0, C).
+        """
+        return ImageFeatures(pooled, pooled.new_empty(pooled.shape[0], 0, self.raw_patch_width))
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """The outputs of the last layer.

@@ -9,11 +9,15 @@ from torch import Tensor, nn
 
 from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.image_tower import timm_patches
+from clipvisionalign.models.pretrained.last_layer import run_pooled, take_pooled_block
 from clipvisionalign.models.pretrained.parts import PretrainedImageTower, pool_alone
 
 
 class OpenClipViT(PretrainedImageTower):
     """open_clip's `VisionTransformer`, its projection taken off."""
+
+    #: Whether the last block can be run for the class token alone, and that is what is pooled.
+    pools_last = False
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """Run the transformer.
@@ -24,8 +28,28 @@ class OpenClipViT(PretrainedImageTower):
         Returns:
             (B, 1 + P, C) tokens.
         """
+        return self._run(pixels, keeps_tokens=True)
+
+    def _run(self, pixels: Tensor, keeps_tokens: bool) -> Tensor:
+        """(B, 1 + P, C) tokens; without `keeps_tokens` only the class token is of use, where it is what is pooled."""
         visual = self.backbone
-        return visual.transformer(visual._embeds(self.image_transform.normalize(pixels)))
+        embedded = visual._embeds(self.image_transform.normalize(pixels))
+        if not self.pools_last:
+            return visual.transformer(embedded)
+        # `shape[0]` and not `len`, which an export to ONNX would take for a constant.
+        rows = torch.zeros(pixels.shape[0], dtype=torch.long, device=pixels.device)
+        return run_pooled(visual.transformer, embedded, rows, keeps_tokens=keeps_tokens)
+
+    def encode_pooled(self, pixels: Tensor) -> Tensor:
+        """Run the transformer, its last block for the class token alone where that is what is pooled.
+
+        Args:
+            pixels: (B, 3, S, S).
+
+        Returns:
+            Pooled (B, C).
+        """
+        return self.pool(self._run(pixels, keeps_tokens=False))
 
     @property
     def last_block(self) -> nn.Module | None:
@@ -194,7 +218,9 @@ def image_tower(visual: Any, transform: ImageTransform) -> tuple[PretrainedImage
             projection = linear_of(visual.proj)
             visual.proj = None
         grid = visual.grid_size[0] * visual.grid_size[1]
-        return OpenClipViT(visual, transform, visual.ln_post.normalized_shape[0], grid, prefix_tokens=1), projection
+        vit = OpenClipViT(visual, transform, visual.ln_post.normalized_shape[0], grid, prefix_tokens=1)
+        vit.pools_last = vit.last_block is not None and take_pooled_block(visual.transformer)
+        return vit, projection
     if kind == "ModifiedResNet":
         patches = len(visual.attnpool.positional_embedding) - 1
         tower = OpenClipResNet(visual, transform, visual.output_dim, patches)
@@ -208,7 +234,7 @@ def image_tower(visual: Any, transform: ImageTransform) -> tuple[PretrainedImage
     timm_tower = OpenClipTimm(visual, transform, 0, 0, prefix_tokens=getattr(visual.trunk, "num_prefix_tokens", 0))
     visual.eval()
     with torch.no_grad():
-        features = timm_tower(torch.zeros(1, 3, transform.size, transform.size))
+        features = timm_tower.features_of(timm_tower.feature_map(torch.zeros(1, 3, transform.size, transform.size)))
     timm_tower.width = features.pooled.shape[1]
     timm_tower.num_patches, timm_tower.raw_patch_width = features.patches.shape[1], features.patches.shape[2]
     return timm_tower, projection

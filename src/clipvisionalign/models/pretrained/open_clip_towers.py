@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvisionalign.batch import TokenizedCaptions
+from clipvisionalign.models.pretrained.last_layer import run_pooled, take_pooled_block
 from clipvisionalign.models.pretrained.open_clip_image_towers import linear_of
 from clipvisionalign.models.pretrained.parts import PretrainedTextTower, first_match
 
@@ -29,6 +30,9 @@ class OpenClipTextTower(PretrainedTextTower):
         context_length: tokens that the model was trained to take.
     """
 
+    #: Whether the last block can be run for the end-of-text token alone.
+    _pools_last = False
+
     def __init__(self, encoder: Any, tokenizer: Any, source: Path, width: int, context_length: int) -> None:
         is_trimmable = encoder.attn_mask is not None and encoder.cls_emb is None and encoder.pool_type in _TRIMMED
         super().__init__(
@@ -40,6 +44,7 @@ class OpenClipTextTower(PretrainedTextTower):
         self.pad = getattr(self.tokenizer, "pad_token_id", None) or 0
         # Not read from the encoder, which a copy for worker processes lacks.
         self._eos_id: int | None = encoder.eos_id if encoder.pool_type == "eos" else None
+        self._pools_last = is_trimmable and take_pooled_block(encoder.transformer)
 
     def input_embeddings(self) -> nn.Module:
         """The table of the tokens' embeddings."""
@@ -118,11 +123,32 @@ class OpenClipTextTower(PretrainedTextTower):
             finally:
                 handle.remove()
             return pooled[0] if isinstance(pooled, tuple) else pooled, text.ln_final(tokens[0][:, : ids.shape[1]])
+        return self._run(ids, keeps_tokens=True)
+
+    def encode_pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the text transformer, its last block for the end-of-text token alone.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T), not read, as by `encode`.
+
+        Returns:
+            Pooled (b, W).
+        """
+        return self._run(ids, keeps_tokens=False)[0] if self._pools_last else self.encode(ids, mask)[0]
+
+    def _run(self, ids: Tensor, keeps_tokens: bool) -> tuple[Tensor, Tensor]:
+        """Pooled (b, W) and tokens (b, T, W), which are of use only with `keeps_tokens`."""
+        text, length, end = self.encoder, ids.shape[1], self._end(ids)
         x, attention_mask = text._embeds(ids)
-        length = ids.shape[1]
-        x = text.ln_final(text.transformer(x, attn_mask=attention_mask[..., :length, :length]))
+        attention_mask = attention_mask[..., :length, :length]
+        if self._pools_last:
+            x = run_pooled(text.transformer, x, end, attention_mask, keeps_tokens)
+        else:
+            x = text.transformer(x, attn_mask=attention_mask)
+        x = text.ln_final(x)
         # `shape[0]` and not `len`, which an export to ONNX would take for a constant.
-        return x[torch.arange(ids.shape[0], device=ids.device), self._end(ids)], x
+        return x[torch.arange(ids.shape[0], device=ids.device), end], x
 
 
 #: Ways of pooling in which a causal caption's padding has no part.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.pretrained.image_parts import PretrainedImageHead, PretrainedImageTower
+from clipvisionalign.models.pretrained.last_layer import take_pooled_rows
 from clipvisionalign.models.text_tower import CaptionFeatures, TextTowerConfig
 from clipvisionalign.models.tokenizer import tokenize_captions
 from clipvisionalign.models.weights import WeightsOrigin
@@ -81,6 +82,7 @@ class PretrainedTextTower(nn.Module):
         self.max_tokens = self.max_positions
         self.config = TextTowerConfig(max_tokens=self.max_tokens)
         self.origin = WeightsOrigin("files", "")
+        self._takes_rows = take_pooled_rows(encoder)
 
     def input_embeddings(self) -> nn.Module:
         """The table of the tokens' embeddings."""
@@ -157,8 +159,8 @@ class PretrainedTextTower(nn.Module):
         Returns:
             Pooled (b, W), tokens (b, T, W) or None, and `word_mask`.
         """
-        pooled, tokens = self.encode(ids, mask)
-        return CaptionFeatures(pooled, tokens if want_tokens else None, self.word_mask(ids, mask))
+        pooled, tokens = self.encode(ids, mask) if want_tokens else (self.encode_pooled(ids, mask), None)
+        return CaptionFeatures(pooled, tokens, self.word_mask(ids, mask))
 
     def encode(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the encoder; each family implements it.
@@ -171,6 +173,18 @@ class PretrainedTextTower(nn.Module):
             Pooled (b, W) and tokens (b, T, W), before the projection.
         """
         raise NotImplementedError
+
+    def encode_pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the encoder for the pooled vector alone; a family that can spare work implements it.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Pooled (b, W), as `encode` returns it.
+        """
+        return self.encode(ids, mask)[0]
 
     def position_table(self) -> nn.Embedding | None:
         """The table of learned positions.

@@ -69,14 +69,16 @@ class NaFlexImageTower(SiglipImageTower):
             pixels: (B, 1 + P, 3 patch^2) packed patches, see `PatchTransform`.
 
         Returns:
-            Pooled (B, C) and patches (B, P, C).
+            Pooled (B, C) and patches (B, P, C); no patches (B, 0, C) unless `pools_patches`.
         """
         patches, mask, grids = self.image_transform.unpack(pixels)  # type: ignore[attr-defined]
         output = self.backbone(pixel_values=patches, pixel_attention_mask=mask.int(), spatial_shapes=grids)
+        if not self.pools_patches:
+            return self.without_patches(output.pooler_output)
         tokens = output.last_hidden_state
         # Padding takes the place of the first patch, which changes no best match and is of no other use.
         tokens = torch.where(mask[..., None], tokens, tokens[:, :1])
-        return ImageFeatures(output.pooler_output, self.pool_each(tokens) if self.pools_patches else tokens)
+        return ImageFeatures(output.pooler_output, self.pool_each(tokens))
 
     def feature_map(self, pixels: Tensor) -> Tensor:
         """Refuse: the grid of patches differs from image to image.
@@ -109,11 +111,29 @@ class SiglipTextTower(PretrainedTextTower):
         Returns:
             Pooled (b, D) and tokens (b, T, W).
         """
-        options = {}
+        output = self._run(ids, mask, keeps_tokens=True)
+        return output.pooler_output, output.last_hidden_state
+
+    def encode_pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the text transformer, its last layer for the last place alone, and its linear layer.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding; used where the tokenizer gives one.
+
+        Returns:
+            Pooled (b, D).
+        """
+        return self._run(ids, mask, keeps_tokens=False).pooler_output
+
+    def _run(self, ids: Tensor, mask: Tensor, keeps_tokens: bool) -> Any:
+        """transformers' output; with `keeps_tokens` all of its tokens are of use, else only the last."""
+        options: dict[str, Any] = {}
         if "attention_mask" in getattr(self.tokenizer, "model_input_names", ()):
             options["attention_mask"] = self.word_mask(ids, mask)
-        output = self.encoder(input_ids=ids, **options)
-        return output.pooler_output, output.last_hidden_state
+        if self._takes_rows:
+            options |= {"pooled_rows": torch.full_like(ids[:, 0], ids.shape[1] - 1), "keeps_tokens": keeps_tokens}
+        return self.encoder(input_ids=ids, **options)
 
     def token_projection(self, text_head: nn.Module) -> tuple[Tensor, Tensor]:
         """The linear layer behind the last place, and what narrows the common space.
