@@ -67,11 +67,7 @@ def index_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="CSV, TSV, JSONL or Parquet: a column of paths, others to filter by",
     )
-    parser.add_argument(
-        "--patches", nargs="?", const=0, type=int, metavar="N",
-        help="of a run of the design late or cross: keep the patches of images, in 8 bits, so that --rerank opens no "
-        "image; with N, groups of so many similar ones as one. Later updates keep them too",
-    )  # fmt: skip
+    _add_patch_flags(parser)
     parser.add_argument(
         "--ray", nargs="?", const="local", default="", metavar="ADDRESS",
         help="encode on the Ray cluster at an address, or the one around (auto); without one on this machine",
@@ -107,6 +103,19 @@ def index_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_patch_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--patches", nargs="?", const=0, type=int, metavar="N",
+        help="of a run of the design late or cross: keep the patches of images, in 8 bits, so that --rerank opens no "
+        "image; with N, groups of so many similar ones as one. Later updates keep them too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--late", action="store_true",
+        help="of a run of the design late: keep patches, and centroids of them, by which 'search --late' ranks all "
+        "images by late interaction. Later updates keep them too",
+    )  # fmt: skip
+
+
 def index(arguments: list[str]) -> int:
     """Build an index of a folder or data set, or update one.
 
@@ -127,7 +136,7 @@ def index(arguments: list[str]) -> int:
         run, args.source, args.out, captions=args.captions, layout=args.layout,
         metadata=args.metadata, ray=args.ray, workers=args.workers, verify=args.verify,
         allow_drop=args.allow_drop, group=args.group, patches=args.patches, vectors=args.vectors,
-        vector_width=args.vector_width, shards=args.shards,
+        vector_width=args.vector_width, shards=args.shards, late=args.late,
     )  # fmt: skip
     if args.json:
         print(json.dumps(index_report.to_dict() | {"broken_files": read_broken_files(args.out)}, indent=2))
@@ -150,6 +159,7 @@ def search_parser() -> argparse.ArgumentParser:
         f"  {PROGRAM} search INDEX --like a.jpg --sheet found.png\n"
         f'  {PROGRAM} search INDEX "a dog on the grass" --promise 0.9\n'
         f'  {PROGRAM} search INDEX "a dog on the grass" --within 50ms\n'
+        f'  {PROGRAM} search INDEX "a dog on the grass" --late\n'
         f"  {PROGRAM} search INDEX --like a.jpg --captions\n"
         f"  {PROGRAM} search INDEX --queries words.txt --json\n"
         f'  {PROGRAM} search INDEX "a dog" --paths --null | xargs -0 ls -l',
@@ -178,6 +188,10 @@ def search_parser() -> argparse.ArgumentParser:
         help="re-rank the first hits whose order is unsure, as far as this time of a query lasts, such as 50ms; which "
         "are unsure 'calibrate' measures, --rerank limits (default 32)",
     )  # fmt: skip
+    parser.add_argument(
+        "--late", action="store_true",
+        help="rank all images by late interaction, not only the nearest vectors; of an index by 'index --late'",
+    )  # fmt: skip
     parser.add_argument("--captions", action="store_true", help="find captions instead of images")
     parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the images found, as PNG")
     parser.add_argument("--previews", action="store_true", help="show the images in the table, as the terminal can")
@@ -205,9 +219,10 @@ def search(arguments: list[str]) -> int:
         ValueError: Flags do not fit each other, or a query is not valid.
     """
     args = search_parser().parse_args(arguments)
-    if args.captions and (args.where or args.rerank or args.within or args.sheet or args.paths or args.previews):
+    not_of_texts = (args.where, args.rerank, args.within, args.late, args.sheet, args.paths, args.previews)
+    if args.captions and any(not_of_texts):
         raise ValueError(
-            "--captions finds texts: leave --where, --rerank, --within, --sheet, --paths and --previews out"
+            "--captions finds texts: leave --where, --rerank, --within, --late, --sheet, --paths and --previews out"
         )
     from clipvisionalign.search.checks import check_query
     from clipvisionalign.search.manifest import is_gone
@@ -284,7 +299,7 @@ def _read_queries(args: argparse.Namespace) -> list[tuple[str, SearchQuery]]:
         terms = [(line, [parse_term(line)]) for line in lines if line]
     within = parse_seconds(args.within) if args.within else 0.0
     shared = (count, args.where, args.rerank, args.captions, args.promise)
-    return [(text, SearchQuery([*wanted, *minus], *shared, within=within)) for text, wanted in terms]
+    return [(text, SearchQuery([*wanted, *minus], *shared, within=within, late=args.late)) for text, wanted in terms]
 
 
 def _print_result(args: argparse.Namespace, searcher: Searcher, query: str, hits: Hits) -> None:

@@ -9,58 +9,38 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from bisect import bisect_right
-from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 #: Linux's: the pages are read again from the file if they are needed again.
 _DONTNEED = 4
+#: Of an entry of /proc/self/pagemap: in memory; of a file. What was written to a private mapping is not of the file.
+_PRESENT, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
 
 
-class FilePages:
-    """Mappings of files in this process that nothing was written to, as they are now."""
+def release_pages(tensor: Tensor) -> None:
+    """Release the pages of a file that a tensor lies on; what it holds stays the same.
 
-    def __init__(self) -> None:
-        self._mappings = _unwritten_mappings() if sys.platform == "linux" else []
-        self._madvise = ctypes.CDLL(None, use_errno=True).madvise if self._mappings else None
-
-    def release(self, tensor: Tensor) -> None:
-        """Release the pages that a tensor lies on, if they are of a file; what it holds stays the same.
-
-        Args:
-            tensor: On any device; nothing was written to it since this object was made.
-        """
-        if tensor.device.type != "cpu" or not self._mappings or not tensor.is_contiguous():
-            return
-        start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-        number = bisect_right(self._mappings, (start, sys.maxsize)) - 1
-        if number < 0 or not size:
-            return
-        low, high = self._mappings[number]
-        if not low <= start < start + size <= high:
-            return
-        start_page = start // mmap.PAGESIZE * mmap.PAGESIZE
-        assert self._madvise is not None
-        self._madvise(ctypes.c_void_p(start_page), ctypes.c_size_t(start + size - start_page), _DONTNEED)
-
-
-def _unwritten_mappings() -> list[tuple[int, int]]:
-    """(start, end) of each mapping of a file that has no page of its own, in ascending order.
-
-    What was written to a private mapping is on pages of its own, and would be lost.
+    Args:
+        tensor: On any device. Nothing writes to it meanwhile.
     """
-    mappings: list[tuple[int, int]] = []
-    start = end = 0
+    if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return
+    start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    if not size:
+        return
+    first, last = start // mmap.PAGESIZE, -(-(start + size) // mmap.PAGESIZE)
     try:
-        lines = Path("/proc/self/smaps").read_text(errors="renumber").splitlines()
+        with open("/proc/self/pagemap", "rb", buffering=0) as file:
+            file.seek(8 * first)
+            entries = np.frombuffer(file.read(8 * (last - first)), dtype=np.uint64)
     except OSError:
-        return []
-    for line in lines:
-        fields = line.split(None, 5)
-        if not fields[0].endswith(":"):
-            # Its address, rights, offset, device, inode, and the file; an inode of 0 is no file.
-            start, end = (int(address, 16) for address in fields[0].split("-")) if fields[4] != "0" else (0, 0)
-        elif fields[0] == "Anonymous:" and fields[1] == "0" and end:
-            mappings.append((start, end))
-    return mappings
+        # A system that does not tell which pages are of files.
+        return
+    released = (entries & (_PRESENT | _OF_FILE)) == (_PRESENT | _OF_FILE)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], released, [False]]).astype(np.int8)))
+    madvise = ctypes.CDLL(None).madvise
+    for begin, end in edges.reshape(-1, 2).tolist():
+        address = ctypes.c_void_p((first + begin) * mmap.PAGESIZE)
+        madvise(address, ctypes.c_size_t((end - begin) * mmap.PAGESIZE), _DONTNEED)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipvisionalign.models.file_pages import FilePages
+from clipvisionalign.models.file_pages import release_pages
 
 #: Whether this PyTorch has the operation (it is the one that torch.compile's frozen graphs use).
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -127,10 +127,9 @@ def align_weights(model: nn.Module) -> None:
     Args:
         model: A model that is loaded to be used; its tensors are replaced by equal ones.
     """
-    pages = FilePages()
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT and id(tensor) not in tables:
             mapped = tensor.data
             tensor.data = mapped.clone()
-            pages.release(mapped)
+            release_pages(mapped)

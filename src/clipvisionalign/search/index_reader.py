@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from clipvisionalign.search.hits import MissingShard
+from clipvisionalign.search.late import LateReader
 from clipvisionalign.search.manifest import IndexManifest, read_manifest
 from clipvisionalign.search.mapped import MappedReader
 from clipvisionalign.search.patches import PatchReader, open_patch_reader
@@ -93,6 +94,11 @@ class IndexReader:
     def patches(self) -> PatchReader | None:
         """The patches that re-ranking reads; None for an index without any."""
         return open_patch_reader(self.storage)
+
+    @cached_property
+    def late(self) -> LateReader:
+        """What ranks all images by late interaction, where the index has the files for it."""
+        return LateReader(self.storage, self.table)
 
     def search(self, queries: Sequence[VectorQuery], columns: Sequence[str]) -> list[NearestRows | Exception]:
         """Search for several queries.

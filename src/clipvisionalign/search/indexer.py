@@ -60,6 +60,8 @@ from clipvisionalign.search.index_parts import (
     refuse_lost_columns,
 )
 from clipvisionalign.search.index_report import IndexReport, log_first, log_problems, new_report, report_sources
+from clipvisionalign.search.late import remove_late
+from clipvisionalign.search.late_rows import checked_patches, update_late
 from clipvisionalign.search.manifest import (
     IndexManifest,
     check_shards,
@@ -73,7 +75,6 @@ from clipvisionalign.search.manifest import (
 from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record, remove_mapped
 from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.patch_rows import begin_patches, finish_patches
-from clipvisionalign.search.patch_vectors import patch_settings
 from clipvisionalign.search.patches import read_patch_settings
 from clipvisionalign.search.storage import InvalidIndexError, Storage, printable
 from clipvisionalign.search.tables import BASE_COLUMNS
@@ -90,6 +91,7 @@ def build_index(
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,
     sizes: tuple[int, int] = (MAX_EXACT_VECTORS, MAX_HNSW_VECTORS), verify: bool = False, allow_drop: bool = False,
     group: str = "", patches: int | None = None, vectors: str = "", vector_width: int = 0, shards: int | None = None,
+    late: bool = False,
 ) -> IndexReport:  # fmt: skip
     """Index the images below a folder, or of a data set; an existing index is updated.
 
@@ -113,6 +115,8 @@ def build_index(
         vector_width: Numbers of a vector, from its beginning, that the graph keeps; 0 for those that it has, or all.
         shards: Number of complete indexes that the images of a new index are dealt to (`index_parts.py`); None for
             those that the index has, and none of a new one.
+        late: Keep patches, and what a search of the whole index by late interaction needs; without it, what an index
+            has is kept up to date.
 
     Returns:
         Counts of files and rows.
@@ -122,15 +126,14 @@ def build_index(
             else; it cannot be written; too many rows would be dropped (`diff.check_drop`); or a lost shard would have
             no metadata or captions.
         ValueError: `patches` is given for a design without re-ranking; `vectors` or `vector_width` fits no graph, or
-            none of this aligner's vectors; or `shards` is out of range.
+            none of this aligner's vectors; `shards` is out of range; or `late` cannot be had.
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
     """
     check_shards(shards)
     name, run = _name_and_model(run)
     aligner = load_aligner(run)
-    if patches is not None:
-        patch_settings(aligner, patches or 1)  # Before anything is written.
+    patches = checked_patches(aligner, patches, late, Storage(out), shards)
     if unfinished := unfinished_note(run):
         logger.info(f"note: {unfinished}")
     reading = ReadOptions(layout, group, SPLIT_RULE)
@@ -156,7 +159,7 @@ def build_index(
                 parts = [open_part(index, *each) for each in zip(names, manifests, strict=True)]
                 report = _update_index(
                     run, aligner, collection, index, parts, ray, workers, verify, allow_drop, patches,
-                    partial(_build_ann, sizes=sizes, settings=graph),
+                    partial(_build_ann, sizes=sizes, settings=graph, late=late),
                 )  # fmt: skip
                 most = max(part.table.count_rows() for part in parts)
                 _note_unused(parts[0].storage, bool(vectors or vector_width), most, sizes)
@@ -190,14 +193,16 @@ def _note_unused(index: Storage, given: bool, count: int, sizes: tuple[int, int]
 
 def _build_ann(
     aligner: Aligner, table: Any, index: Storage, manifest: IndexManifest, count: int,
-    *, sizes: tuple[int, int], settings: VectorSettings,
+    *, sizes: tuple[int, int], settings: VectorSettings, late: bool,
 ) -> None:  # fmt: skip
-    """The approximate index, whose search is made wide enough for words as this aligner encodes them."""
+    """The approximate index, whose search is made wide enough for words as this aligner encodes them; and the files of
+    late interaction."""
 
     def text_vectors() -> np.ndarray:
         return np.asarray(aligner.encode_captions(null_texts()), dtype=np.float32)
 
     build_ann_index(table, index, manifest, count, sizes=sizes, settings=settings, text_vectors=text_vectors)
+    update_late(index, late)
 
 
 @contextmanager
@@ -254,6 +259,7 @@ def _update_index(
         if not part.rows:
             # What was made of a former table would be taken for that of this one, which has the same versions.
             remove_mapped(part.storage)
+            remove_late(part.storage)
             forget_null_cosines(part.storage)
             forget_null_cosines(index)
     rows = [row for part in parts for row in part.rows]

@@ -79,16 +79,18 @@ class SearchResult(list[Any]):
         """Whether nothing fits the query."""
         return bool(self.reason)
 
-    def with_hits(self, hits: Sequence[Any]) -> SearchResult:
+    def with_hits(self, hits: Sequence[Any], note: str = "") -> SearchResult:
         """The same verdict with other hits, such as the first of these.
 
         Args:
             hits: The hits.
+            note: For the user, "" for none.
 
         Returns:
             A result of its own.
         """
-        return SearchResult(hits, self.promise, self.reason, self.notes, self.missing, self.spent)
+        notes = [*self.notes, note] if note else self.notes
+        return SearchResult(hits, self.promise, self.reason, notes, self.missing, self.spent)
 
     def with_time(self, spent: TimeSpent, note: str = "") -> SearchResult:
         """The same result with what was done within its time.

@@ -38,6 +38,8 @@ class SearchQuery:
         within: Seconds within which first results whose order is unsure are ordered by pair scores (`time_limit.py`),
             `rerank` of them at most; 0 for none. For terms of words alone.
         vector: The query's vector, (D,), where it is known already, such as that of an image of the index.
+        late: Rank all images of the index by pair scores of the late interaction (`late/`), and not only the nearest
+            vectors; for terms of words alone, with or without a filter.
     """
 
     terms: Sequence[Term] = ()
@@ -48,6 +50,7 @@ class SearchQuery:
     promise: float = 0.0
     vector: np.ndarray | None = field(default=None, compare=False)
     within: float = field(default=0.0, kw_only=True)
+    late: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Resolve the number of results that was not given."""
@@ -67,7 +70,7 @@ class SearchQuery:
     @property
     def encodes_pairs(self) -> bool:
         """Whether its words are encoded for pair scores at once, as they are needed in any case."""
-        return bool(self.rerank) and not self.within
+        return self.late or (bool(self.rerank) and not self.within)
 
     def check(self) -> None:
         """Check what can be known without an index.
@@ -83,7 +86,11 @@ class SearchQuery:
             combine_terms(self.terms, np.eye(len(self.terms), dtype=np.float32))
         if self.within:
             check_seconds(self.within)
-        if self.rerank_depth and (not self.terms or any(term.is_image for term in self.terms)):
+        if self.late and (self.rerank_depth or self.captions or self.promise):
+            raise ValueError(
+                "late ranks all images by pair scores: leave re-ranking, its time, captions and a promise out"
+            )
+        if (self.late or self.rerank_depth) and (not self.terms or any(term.is_image for term in self.terms)):
             raise ValueError("re-ranking compares words with images: give words only")
         if self.captions and (self.where.strip() or self.rerank_depth):
             raise ValueError("captions are found without a filter and without re-ranking")
@@ -149,7 +156,7 @@ def _query_error(encoder: QueryEncoder, query: SearchQuery) -> ValueError | None
         query.check()
     except ValueError as error:
         return error
-    if query.rerank_depth and not encoder.reranks:
+    if (query.rerank_depth or query.late) and not encoder.reranks:
         return ValueError(f"the design '{encoder.design}' has nothing to re-rank with")
     return None
 

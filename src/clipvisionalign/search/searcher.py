@@ -21,7 +21,6 @@ from clipvisionalign.search.calibration_files import (
     read_short_null_cosines,
 )
 from clipvisionalign.search.encoder import QueryEncoder
-from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hit_reranker import UNCALIBRATED_NOTE, HitReranker
 from clipvisionalign.search.hits import HIT_COLUMNS, CaptionHit, Hit, to_caption_hits, to_hits
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery
@@ -32,6 +31,7 @@ from clipvisionalign.search.storage import Storage, as_storage
 from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import metadata_columns
 from clipvisionalign.search.terms import Term
+from clipvisionalign.search.whole_index import asked_where, rank_whole_index
 
 if TYPE_CHECKING:
     from clipvisionalign.models.aligner import Aligner
@@ -169,8 +169,7 @@ class Searcher:
         """A query as the index is searched with it. Raises ValueError for what it cannot be searched for."""
         if query.captions and self.caption_table is None:
             raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
-        where = filter_sql(query.where, FILTER_COLUMNS | metadata) if query.where.strip() else ""
-        return VectorQuery(encoded.vector, count, where, query.captions)
+        return VectorQuery(encoded.vector, count, asked_where(query, metadata), query.captions)
 
     def _finish(
         self, query: SearchQuery, encoded: EncodedQuery, answer: NearestRows | Exception,
@@ -197,6 +196,10 @@ class Searcher:
                 margin = self.assessor.rerank_margin
                 reordered, spent = self._reranker.rerank_within(query, result, margin, start)
                 result = result.with_hits(reordered).with_time(spent, "" if margin else UNCALIBRATED_NOTE)
+            elif query.late:
+                where = asked_where(query, metadata)
+                ranked = rank_whole_index(self.encoder, self.reader, query, encoded, where, metadata)
+                result = result.with_hits(*ranked)
             elif query.rerank:
                 result = result.with_hits(self._reranker.rerank(query, encoded.captions, result))
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,18 @@ def vector_column(rows: Any) -> np.ndarray:
     width = rows.schema.field("vector").type.list_size
     values = rows["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return np.array(values.reshape(-1, width))
+
+
+def content_checksums(hashes: Any) -> np.ndarray:
+    """Checksums of content hashes: a number that an index gives to a second row belongs to another content.
+
+    Args:
+        hashes: An Arrow column of texts.
+
+    Returns:
+        (N,), int64.
+    """
+    return np.array([zlib.crc32((text or "").encode()) for text in hashes.to_pylist()], dtype=np.int64)
 
 
 def read_columns(table: Any, names: Sequence[str]) -> list[dict[str, Any]]:

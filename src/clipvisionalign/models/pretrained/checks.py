@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from clipvisionalign.models.file_pages import FilePages
+from clipvisionalign.models.file_pages import release_pages
 from clipvisionalign.models.pretrained.parts import DualEncoderParts
 
 
@@ -38,12 +38,12 @@ def check_finite(parts: DualEncoderParts, source: Path) -> None:
         "image_tower": parts.image_tower, "text_tower": parts.text_tower, "image_head": parts.image_head,
         "text_head": parts.text_head,
     }  # fmt: skip
-    pages, broken = FilePages(), []
+    broken = []
     for part, module in modules.items():
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
                 broken.append(f"{part}.{name}")
-            pages.release(tensor)
+            release_pages(tensor)
     scalars = {"logit_scale": parts.log_scale, "logit_bias": parts.logit_bias or 0.0}
     broken += [name for name, value in scalars.items() if not abs(value) < float("inf")]
     if broken:

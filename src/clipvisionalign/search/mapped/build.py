@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from clipvisionalign.search.mapped.files import (
 from clipvisionalign.search.mapped.recall import choose_expansion
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import TableReader, rows_condition
-from clipvisionalign.search.tables import metadata_columns, read_image_table, vector_column
+from clipvisionalign.search.tables import content_checksums, metadata_columns, read_image_table, vector_column
 
 logger = logging.getLogger(__name__)
 
@@ -128,18 +127,6 @@ def remove_mapped(index: Storage) -> None:
     if index.is_local:
         remove(index.folder / RECORD_FILE)
         _remove_others(index, "")
-
-
-def content_checksums(hashes: Any) -> np.ndarray:
-    """Checksums of content hashes: a number that an index gives to a second row belongs to another content.
-
-    Args:
-        hashes: An Arrow column of texts.
-
-    Returns:
-        (N,), int64.
-    """
-    return np.array([zlib.crc32((text or "").encode()) for text in hashes.to_pylist()], dtype=np.int64)
 
 
 def _remove_others(index: Storage, folder: str) -> None:

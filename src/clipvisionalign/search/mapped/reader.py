@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.search.mapped.build import content_checksums
 from clipvisionalign.search.mapped.files import RECORD_FILE, MappedFiles, can_map, read_record
 from clipvisionalign.search.mapped.search import search_files
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import TableReader, rows_condition
-from clipvisionalign.search.tables import vector_column
+from clipvisionalign.search.tables import content_checksums, vector_column
 
 logger = logging.getLogger(__name__)
 

@@ -119,6 +119,9 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
         within: Annotated[
             str, Query(max_length=20, description="such as 50ms: time within which hits of unsure order are re-ranked")
         ] = "",
+        late: Annotated[
+            bool, Query(description="rank all images by late interaction, where the index has the files for it")
+        ] = False,
     ) -> dict[str, Any]:
         """Images by words, without others, filtered, re-ranked; with a promise as many as it needs, up to count."""
 
@@ -136,7 +139,7 @@ def add_search_routes(app: FastAPI, service: SearchService) -> None:
                     "images or leave some out; ask for more at once by count, or give rerank instead"
                 )
             seconds = 0.0 if offset else seconds
-            query = SearchQuery(terms, offset + count, where, rerank_count, promise=promise, within=seconds)
+            query = SearchQuery(terms, offset + count, where, rerank_count, promise=promise, within=seconds, late=late)
             return hits_to_json(service.search(query, index), terms, offset)
 
         return translate_errors(work, where)

@@ -94,7 +94,7 @@ class SearchService:
             TimeoutError: The hits were not found in time.
             Exception: What the searcher raises of the query.
         """
-        if query.rerank_depth or any(term.is_image for term in query.terms):
+        if query.rerank_depth or query.late or any(term.is_image for term in query.terms):
             start = time.perf_counter()
             with self.model_lock:
                 waited = (time.perf_counter() - start,) if query.within else ()
