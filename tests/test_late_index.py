@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +19,7 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from clipvisionalign.cli import main
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.late import LateQuery, LateTerm, rank_images, read_late_record, score_images
-from clipvisionalign.search.late.build import write_lists
+from clipvisionalign.search.late.build import build_late, write_lists
 from clipvisionalign.search.late.files import RECORD_FILE, LateFiles, LateRecord
 from clipvisionalign.search.late.ranking import estimate
 from clipvisionalign.search.queries import SearchQuery
@@ -196,7 +198,7 @@ def test_an_update_keeps_it_in_step_and_computes_what_is_new_alone(tmp_path, fol
     record = read_late_record(Storage(out))
     assert record is not None
     assert (record.images, record.clustered) == (30, before.clustered), "the centroids are kept"
-    assert sorted(path.name for path in out.glob("late-*")) == [record.folder]
+    assert sorted(path.name for path in out.glob("late-files-*")) == [record.folder]
     build_index(tiny_runs["late"], images, tmp_path / "fresh", late=True)
     for terms in QUERIES:
         options = {"count": 30, "late": True}
@@ -213,7 +215,7 @@ def test_rows_that_the_files_do_not_have_are_counted_and_those_that_are_gone_lef
     table.update(where=f"id = {rows[1]['id']}", values={"hash": "another"})
     result = Searcher(out).search_one(SearchQuery([parse_term("a red circle")], 30, late=True))
     assert {hit.path for hit in result} == {row["path"] for row in rows[2:]}
-    assert any("1 images of the index have no patches" in note for note in result.notes)
+    assert any("1 image of the index cannot be ranked by late interaction" in note for note in result.notes)
 
 
 def test_files_that_are_not_whole_are_not_used_and_written_again(tmp_path, index, folder, tiny_runs):
@@ -222,7 +224,7 @@ def test_files_that_are_not_whole_are_not_used_and_written_again(tmp_path, index
     record = json.loads((out / RECORD_FILE).read_text())
     with (out / record["folder"] / "codes.npy").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(InvalidIndexError, match=r"late.json: its files are not there whole"):
+    with pytest.raises(InvalidIndexError, match=r"late.json: it or files that it names are not whole"):
         hits_of(out, ["a red circle"], late=True)
     assert build_index(tiny_runs["late"], folder, out).encoded == 0
     assert_same_hits(
@@ -241,9 +243,69 @@ def test_an_index_with_patches_gets_the_files_without_encoding_anything(tmp_path
     )
 
 
+def test_re_ranking_reads_the_mapped_patches_where_they_have_all_hits(tmp_path, index, folder, tiny_runs, monkeypatch):
+    """The first hits by patches of the table, by those that are mapped, and where a mapped one is another image's."""
+    from clipvisionalign.search import rerank
+
+    table_reads = []
+    original = rerank.read_stored
+    monkeypatch.setattr(rerank, "read_stored", lambda *args: table_reads.append(1) or original(*args))
+    build_index(tiny_runs["late"], folder, tmp_path / "patches", patches=0)
+    shutil.copytree(index, tmp_path / "changed")
+    changed = open_image_table(tmp_path / "changed")
+    for terms in QUERIES:
+        expected = hits_of(tmp_path / "patches", terms, count=30, rerank=20)
+        assert len(table_reads) == 1
+        assert_same_hits(hits_of(index, terms, count=30, rerank=20), expected)
+        assert len(table_reads) == 1, "the table of patches was read"
+        assert_same_hits(hits_of(index, terms, count=30, within=5.0), hits_of(index, terms, count=30, rerank=30))
+        table_reads.clear()
+    changed.update(where="id = 3", values={"hash": "another"})
+    hits_of(tmp_path / "changed", ["a red circle"], count=30, rerank=30)
+    assert table_reads == [1]
+
+
+def test_an_index_that_lost_all_images_ranks_them_again_once_they_are_back(tmp_path, folder, tiny_runs):
+    images, out = tmp_path / "images", tmp_path / "index"
+    shutil.copytree(folder, images)
+    build_index(tiny_runs["late"], images, out, late=True)
+    for path in images.glob("*.png"):
+        path.rename(tmp_path / path.name)
+    build_index(tiny_runs["late"], images, out, allow_drop=True)
+    assert not list(out.glob("late-files-*"))
+    for path in tmp_path.glob("*.png"):
+        path.rename(images / path.name)
+    build_index(tiny_runs["late"], images, out)
+    assert_same_hits(
+        hits_of(out, ["a red circle"], count=30, late=True), hits_of(out, ["a red circle"], count=30, rerank=30)
+    )
+
+
+@pytest.mark.parametrize("text", ["\u4f60\u597d", "??? !!!"])
+def test_what_the_index_knows_no_word_of_gives_as_little_as_without(index, text):
+    plain, late = (Searcher(index).search_one(SearchQuery([parse_term(text)], 5, late=late)) for late in (False, True))
+    assert ([hit.path for hit in late], late.reason) == ([hit.path for hit in plain], plain.reason)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room on the disk is taken at once on POSIX alone")
+def test_a_full_disk_is_an_error_and_what_was_there_stays(tmp_path, index, monkeypatch):
+    out = tmp_path / "index"
+    shutil.copytree(index, out)
+    (out / RECORD_FILE).write_text('{"images": 0}')
+    before = sorted(out.glob("late-files-*"))
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        build_late(Storage(out))
+    assert sorted(out.glob("late-files-*")) == before
+
+
 @pytest.mark.parametrize("design", ["self", "cross"])
 def test_another_design_is_refused_before_anything_is_written(tmp_path, folder, tiny_runs, design):
-    with pytest.raises(ValueError, match=rf"--late: .*this model's is {design}"):
+    with pytest.raises(ValueError, match=rf"--late needs a run of the design late.*this model's is {design}"):
         build_index(tiny_runs[design], folder, tmp_path / "index", late=True)
     assert not (tmp_path / "index").exists()
 
@@ -258,7 +320,7 @@ def test_shards_are_refused(tmp_path, folder, tiny_runs):
 
 @pytest.mark.parametrize("options", [{"rerank": 3}, {"within": 0.1}, {"captions": True}, {"promise": 0.9}])
 def test_ways_that_exclude_each_other_are_refused(index, options):
-    with pytest.raises(ValueError, match="late ranks all images by pair scores: leave"):
+    with pytest.raises(ValueError, match="--late ranks all images by pair scores: it goes without"):
         hits_of(index, ["a red circle"], late=True, **options)
 
 
@@ -277,4 +339,4 @@ def test_the_command_and_the_service_rank_alike(index, capsys):
         refused = client.get("/search", params={"q": "a red circle", "late": True, "rerank": 5})
     assert answer["found"] == hits
     assert refused.status_code == 422
-    assert "late ranks all images" in refused.text
+    assert "--late ranks all images" in refused.text

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -282,6 +283,31 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """An array of NumPy in a new file that is mapped into memory, its room on the disk taken at once.
+
+    While pages of a map are written, a full disk is a signal that ends the process; here it is an error.
+
+    Args:
+        path: The .npy file.
+        dtype: Of the array.
+        shape: Of the array, of one element at least.
+
+    Returns:
+        The array, to be written to.
+
+    Raises:
+        OSError: The disk has no room for it, or refuses to write.
+    """
+    import numpy as np
+
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def fsync_paths(*paths: Path) -> None:

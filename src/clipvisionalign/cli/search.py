@@ -190,7 +190,8 @@ def search_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--late", action="store_true",
-        help="rank all images by late interaction, not only the nearest vectors; of an index by 'index --late'",
+        help="rank all images by late interaction, not only the nearest vectors; of an index by 'index --late', and "
+        "without --rerank, --within, --captions and --promise",
     )  # fmt: skip
     parser.add_argument("--captions", action="store_true", help="find captions instead of images")
     parser.add_argument("--sheet", metavar="FILE", help="also write a sheet of the images found, as PNG")

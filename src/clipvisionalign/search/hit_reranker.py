@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.hits import Hit
+from clipvisionalign.search.late import LateReader, late_query
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.rerank_margin import MARGIN_DEPTH, RerankMargin, unsure_hits
 from clipvisionalign.search.storage import Storage
@@ -25,6 +30,13 @@ UNCALIBRATED_NOTE = (
 )
 
 
+def _in_order(scores_of: Callable[[Sequence[int]], np.ndarray], hits: Sequence[Hit]) -> list[Hit]:
+    """Hits with their pair scores, best first."""
+    scores = scores_of([hit.id for hit in hits])
+    order = np.argsort(-scores, kind="stable")
+    return [replace(hits[number], pair_score=round(float(scores[number]), 5)) for number in order]
+
+
 class HitReranker:
     """Orders the first hits of queries by pair scores.
 
@@ -33,15 +45,16 @@ class HitReranker:
         storage: Where its images are.
         read_rows: Reads columns of images, by their numbers.
         read_patches: Gives what reads the patches that the index keeps; None where it keeps none.
+        read_late: Gives the patches that are mapped into memory, which are read first; None where there are none.
     """
 
     def __init__(
         self, encoder: QueryEncoder, storage: Storage,
         read_rows: Callable[[Sequence[int], Sequence[str]], list[dict[str, Any]]],
-        read_patches: Callable[[], PatchReader | None],
+        read_patches: Callable[[], PatchReader | None], read_late: Callable[[], LateReader | None] = lambda: None,
     ) -> None:  # fmt: skip
         self.encoder, self.storage = encoder, storage
-        self.read_rows, self.read_patches = read_rows, read_patches
+        self.read_rows, self.read_patches, self.read_late = read_rows, read_patches, read_late
         self._timed = TimedReranker()
 
     def scorer(self, query: SearchQuery, captions: list[EncodedCaption], hits: Sequence[Hit]) -> ScoreHits:
@@ -57,16 +70,19 @@ class HitReranker:
         """
         from clipvisionalign.search.rerank import STORED_COLUMNS, read_stored, rerank_hits
 
+        weights = [term.weight for term in query.terms]
+        aligner, late = self.encoder.aligner, self.read_late()
+        if late is not None and aligner.late is not None and aligner.fusion is None:
+            scores_of = late.scorer([hit.id for hit in hits], late_query(aligner, captions, weights))
+            if scores_of is not None:
+                return partial(_in_order, scores_of)
         patches = self.read_patches()
         rows = self.read_rows(
             sorted({hit.id for hit in hits}), ("id", "raw", *(STORED_COLUMNS if patches is not None else ()))
         )
         stored = None if patches is None else read_stored(patches, rows)
         raw_paths = {row["id"]: row["raw"] for row in rows}
-        weights = [term.weight for term in query.terms]
-        return lambda some: rerank_hits(
-            self.encoder.aligner, self.storage, list(some), raw_paths, captions, weights, stored
-        )
+        return lambda some: rerank_hits(aligner, self.storage, list(some), raw_paths, captions, weights, stored)
 
     def rerank(self, query: SearchQuery, captions: list[EncodedCaption], hits: Sequence[Hit]) -> list[Hit]:
         """Hits, the first `query.rerank` of them ordered by pair scores.

@@ -43,11 +43,13 @@ def checked_patches(
         return patches
     design = aligner.config.design
     if design != "late":
-        raise ValueError(f"--late: ranks all images by the design late; this model's is {design}: leave it out")
+        raise ValueError(f"--late needs a run of the design late, which scores patches; this model's is {design}")
     if not index.is_local:
         raise ValueError(f"--late: {index} is behind a URL, and its files are mapped from a disk: leave it out")
     if shards is not None or read_shards(index) is not None:
-        raise ValueError("--late: an index in shards is not ranked as a whole by late interaction: leave one out")
+        raise ValueError(
+            "--late: an index in shards is not ranked as a whole by late interaction: leave --late or --shards out"
+        )
     return patches or 0
 
 

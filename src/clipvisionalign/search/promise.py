@@ -79,8 +79,19 @@ class SearchResult(list[Any]):
         """Whether nothing fits the query."""
         return bool(self.reason)
 
-    def with_hits(self, hits: Sequence[Any], note: str = "") -> SearchResult:
+    def with_hits(self, hits: Sequence[Any]) -> SearchResult:
         """The same verdict with other hits, such as the first of these.
+
+        Args:
+            hits: The hits.
+
+        Returns:
+            A result of its own.
+        """
+        return SearchResult(hits, self.promise, self.reason, self.notes, self.missing, self.spent)
+
+    def ranked_otherwise(self, hits: Sequence[Any], note: str) -> SearchResult:
+        """The same verdict with hits of another ranking, to which no promise by cosines applies.
 
         Args:
             hits: The hits.
@@ -90,7 +101,7 @@ class SearchResult(list[Any]):
             A result of its own.
         """
         notes = [*self.notes, note] if note else self.notes
-        return SearchResult(hits, self.promise, self.reason, notes, self.missing, self.spent)
+        return SearchResult(hits, None, self.reason, notes, self.missing, self.spent)
 
     def with_time(self, spent: TimeSpent, note: str = "") -> SearchResult:
         """The same result with what was done within its time.

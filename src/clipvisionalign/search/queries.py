@@ -88,7 +88,7 @@ class SearchQuery:
             check_seconds(self.within)
         if self.late and (self.rerank_depth or self.captions or self.promise):
             raise ValueError(
-                "late ranks all images by pair scores: leave re-ranking, its time, captions and a promise out"
+                "--late ranks all images by pair scores: it goes without --rerank, --within, --captions and --promise"
             )
         if (self.late or self.rerank_depth) and (not self.terms or any(term.is_image for term in self.terms)):
             raise ValueError("re-ranking compares words with images: give words only")

@@ -79,7 +79,10 @@ class Searcher:
         self.storage = Storage(self.manifest.folder)
         self._index_storage = as_storage(index)
         self._assessor: tuple[int, ResultAssessor] | None = None
-        self._reranker = HitReranker(self.encoder, self.storage, self.rows, lambda: self.reader.patches)
+        self._reranker = HitReranker(
+            self.encoder, self.storage, self.rows, lambda: self.reader.patches,
+            lambda: None if isinstance(self.reader, ShardedReader) else self.reader.late,
+        )  # fmt: skip
 
     @property
     def run(self) -> Path:
@@ -196,10 +199,10 @@ class Searcher:
                 margin = self.assessor.rerank_margin
                 reordered, spent = self._reranker.rerank_within(query, result, margin, start)
                 result = result.with_hits(reordered).with_time(spent, "" if margin else UNCALIBRATED_NOTE)
-            elif query.late:
+            elif query.late and (result or not result.reason):
                 where = asked_where(query, metadata)
                 ranked = rank_whole_index(self.encoder, self.reader, query, encoded, where, metadata)
-                result = result.with_hits(*ranked)
+                result = result.ranked_otherwise(*ranked)
             elif query.rerank:
                 result = result.with_hits(self._reranker.rerank(query, encoded.captions, result))
         except Exception as error:

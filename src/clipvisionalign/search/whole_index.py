@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipvisionalign.counts import count_noun
 from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, Hit, to_hits
-from clipvisionalign.search.late import LateQuery, LateTerm
+from clipvisionalign.search.late import late_query
 from clipvisionalign.search.queries import EncodedQuery, SearchQuery
 
 if TYPE_CHECKING:
@@ -65,16 +66,8 @@ def rank_whole_index(
             f"a whole index is ranked by the design late; this model's is {aligner.config.design}: --rerank orders the "
             "first hits by its pair scores"
         )
-    terms = [
-        LateTerm(
-            caption.vector.cpu().numpy(), caption.token_vectors.cpu().numpy(), caption.token_weights.cpu().numpy(),
-            term.weight,
-        )
-        for term, caption in zip(query.terms, encoded.captions, strict=True)
-    ]  # fmt: skip
-    scale = aligner.scale().item()
-    late_scale = aligner.late.scale().item() * aligner.late.weight.item()
-    ids, scores, others = late_reader.nearest(LateQuery(terms, scale, late_scale), query.count, where)
+    asked = late_query(aligner, encoded.captions, [term.weight for term in query.terms])
+    ids, scores, others = late_reader.nearest(asked, query.count, where)
     columns = dict.fromkeys(("vector", *HIT_COLUMNS, *metadata))
     rows = {row["id"]: row for row in reader.table.rows(ids, list(columns))} if ids else {}
     # A row may be gone since the files were read.
@@ -85,5 +78,10 @@ def rank_whole_index(
         replace(hit, pair_score=round(score, 5))
         for hit, (_, score) in zip(to_hits([row for row, _ in ranked], metadata), ranked, strict=True)
     ]
-    note = f"{others:,} images of the index have no patches, and are not ranked by late interaction" if others else ""
+    note = ""
+    if others:
+        note = (
+            f"{count_noun(others, 'image')} of the index cannot be ranked by late interaction: without patches, or "
+            "newer than its files, which 'clipvisionalign index' brings up to date"
+        )
     return hits, note

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from torch import Tensor
 from clipvisionalign.batch import ImageLoader, decode_pixels, seeded
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.data.hashes import dataset_hashes
-from clipvisionalign.files import atomic_write, remove_abandoned, user_cache_folder
+from clipvisionalign.files import atomic_write, create_array, remove_abandoned, user_cache_folder
 from clipvisionalign.images import ImageTransform
 from clipvisionalign.models.aligner import AnyImageTower, AnyTextTower
 from clipvisionalign.models.eval_mode import eval_mode
@@ -224,10 +223,7 @@ def allocate_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
         DiskFullError: The disk has no room for it.
     """
     try:
-        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):
-            with path.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        array: np.memmap = create_array(path, dtype, shape)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

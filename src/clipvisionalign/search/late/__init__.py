@@ -8,6 +8,7 @@ Scheerer et al., "WARP", arXiv:2501.17788, for what a token counts where its bes
 """
 
 from clipvisionalign.search.late.files import LateFiles, LateRecord, read_late_record, remove_late
+from clipvisionalign.search.late.query import late_query
 from clipvisionalign.search.late.ranking import LateQuery, LateTerm, rank_images, score_images
 from clipvisionalign.search.late.reader import LateReader
 
@@ -17,6 +18,7 @@ __all__ = [
     "LateReader",
     "LateRecord",
     "LateTerm",
+    "late_query",
     "rank_images",
     "read_late_record",
     "remove_late",

@@ -6,14 +6,14 @@ An update keeps the centroids and what was computed of images that stayed; it re
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipvisionalign.files import fsync_paths, remove
+from clipvisionalign.files import create_array, fsync_paths, remove
 from clipvisionalign.search.late.centroids import (
     SAMPLE_PER_CENTROID,
     centroid_count,
@@ -71,6 +71,10 @@ def build_late(index: Storage) -> LateRecord | None:
     folder = index.folder / f"{FOLDER_PREFIX}{uuid.uuid4().hex[:12]}"
     with _removed_on_error(folder):
         counts = _write_patches(folder, table, patches, settings.width, former)
+        if not all(counts):
+            # What the table of patches has is of other images: the folder is one of those that are removed.
+            remove_late(index)
+            return None
         clustered = write_lists(folder, former)
         sizes = {name: (folder / f"{name}.npy").stat().st_size for name in ARRAYS}
         record = LateRecord(
@@ -114,9 +118,11 @@ def _write_patches(
     counts[kept < 0] = [len(packed[number]) for number in ids[kept < 0].tolist()]
     used = np.flatnonzero(counts)
     ids, contents, kept, counts = ids[used], contents[used], kept[used], counts[used]
+    if not len(used):
+        return 0, 0
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    codes = _create(folder / "codes.npy", np.int8, (int(offsets[-1]), width))
-    assigned = _create(folder / "assigned.npy", np.int32, (int(offsets[-1]),))
+    codes = create_array(folder / "codes.npy", np.int8, (int(offsets[-1]), width))
+    assigned = create_array(folder / "assigned.npy", np.int32, (int(offsets[-1]),))
     for position, (number, before) in enumerate(zip(ids.tolist(), kept.tolist(), strict=True)):
         to = slice(offsets[position], offsets[position + 1])
         if before < 0:
@@ -205,10 +211,6 @@ def _inverse_norms(codes: np.ndarray) -> np.ndarray:
         block = codes[start : start + 2**18].astype(np.float32)
         norms[start : start + 2**18] = 1.0 / np.maximum(np.linalg.norm(block, axis=1), 1e-12)
     return norms
-
-
-def _create(path: Path, dtype: Any, shape: Sequence[int]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
 
 
 @contextmanager

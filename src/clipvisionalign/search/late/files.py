@@ -13,7 +13,7 @@ import numpy as np
 from clipvisionalign.files import remove
 from clipvisionalign.search.storage import Storage
 
-RECORD_FILE, FOLDER_PREFIX = "late.json", "late-"
+RECORD_FILE, FOLDER_PREFIX = "late.json", "late-files-"
 #: Version of the files.
 RECORD_FORMAT = 1
 #: The arrays, as files of NumPy.
@@ -81,13 +81,15 @@ def read_late_record(index: Storage) -> LateRecord | None:
 
 
 def remove_late(index: Storage) -> None:
-    """Remove the files of an index whose table is re-created.
+    """Remove the files of an index, where it has some: its table is re-created, or no image of it has patches.
+
+    A record without files stays, by which the next update writes them.
 
     Args:
         index: The storage of the index.
     """
-    if index.is_local:
-        remove(index.folder / RECORD_FILE)
+    if index.is_local and index.read(RECORD_FILE) is not None:
+        index.write(RECORD_FILE, json.dumps({"format": RECORD_FORMAT, "images": 0}) + "\n")
         remove_other_files(index, "")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 
 from clipvisionalign.search.late.files import RECORD_FILE, LateFiles, read_late_record
-from clipvisionalign.search.late.ranking import LateQuery, rank_images
+from clipvisionalign.search.late.ranking import LateQuery, rank_images, score_images
 from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import content_checksums
@@ -74,11 +76,40 @@ class LateReader:
         positions, scores = rank_images(snapshot.files, query, count, None if allowed.all() else allowed)
         return snapshot.files.ids[positions].tolist(), scores.tolist(), snapshot.others
 
-    def _current_snapshot(self) -> _Snapshot:
+    def scorer(self, ids: Sequence[int], query: LateQuery) -> Callable[[Sequence[int]], np.ndarray] | None:
+        """What scores some images by their patches, without reading a table.
+
+        Args:
+            ids: Numbers of images.
+            query: The query.
+
+        Returns:
+            From some of these numbers to their pair scores; None where the index has no such files, or they lack one of
+            the images.
+        """
+        if self._status() is None:
+            return None
         try:
-            status = (self.index.folder / RECORD_FILE).stat() if self.index.is_local else None
+            snapshot = self._current_snapshot()
+        except InvalidIndexError:
+            return None
+        positions = snapshot.files.positions_of(np.asarray(ids, dtype=np.int64))
+        if not len(positions) or (positions < 0).any() or not snapshot.alive[positions].all():
+            return None
+        position_of = dict(zip(ids, positions.tolist(), strict=True))
+        return lambda some: score_images(
+            snapshot.files, query, np.array([position_of[number] for number in some], dtype=np.int64)
+        )
+
+    def _status(self) -> os.stat_result | None:
+        """Of the record's file; None where there is none."""
+        try:
+            return (self.index.folder / RECORD_FILE).stat() if self.index.is_local else None
         except OSError:
-            status = None
+            return None
+
+    def _current_snapshot(self) -> _Snapshot:
+        status = self._status()
         if status is None:
             raise InvalidIndexError(
                 f"{self.index}: has no centroids of patches: 'clipvisionalign index RUN FOLDER --out {self.index} "
@@ -112,5 +143,6 @@ class LateReader:
                 # Another process has replaced the files between the record and them.
                 continue
         raise InvalidIndexError(
-            f"{self.index}/{RECORD_FILE}: its files are not there whole: 'clipvisionalign index' writes them again"
+            f"{self.index}/{RECORD_FILE}: it or files that it names are not whole: 'clipvisionalign index' writes them "
+            "again"
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.files import fsync_paths, remove
+from clipvisionalign.files import create_array, fsync_paths, remove
 from clipvisionalign.search.graph import add_rows, unreached_rows
 from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.mapped.codes import VectorSettings, int8_scale, make_encoder
@@ -178,7 +178,7 @@ def _write_files(folder: Path, table: TableReader, plan: _Plan, settings: Vector
             _link(table_folder(folder, former) / name, folder / name)
         scale = former.record.scale
     else:
-        vectors = _create_vectors(folder / VECTOR_FILE, count, width)
+        vectors = create_array(folder / VECTOR_FILE, np.float32, (count, width))
         if former is not None:
             for first in range(0, start, _ROWS_PER_COPY):
                 vectors[first : min(first + _ROWS_PER_COPY, start)] = former.vectors[first : first + _ROWS_PER_COPY]
@@ -213,15 +213,6 @@ def table_folder(folder: Path, files: MappedFiles) -> Path:
         Their folder.
     """
     return folder.with_name(files.record.folder)
-
-
-def _create_vectors(path: Path, count: int, width: int) -> np.memmap:
-    vectors = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
-    if hasattr(os, "posix_fallocate"):
-        # A full disk is an error here, and not a signal while the pages are written.
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return vectors
 
 
 def _read_vectors(table: TableReader, ids: np.ndarray, vectors: np.ndarray) -> None:
