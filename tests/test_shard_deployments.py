@@ -36,8 +36,8 @@ from clipvisionalign.search.shard_deployments import ShardDeployments, serve_sha
 from clipvisionalign.search.shard_replicas import ShardSearch
 from clipvisionalign.search.sharded_reader import ShardedReader
 from clipvisionalign.search.storage import InvalidIndexError
-from clipvisionalign.search.table_reader import ShardUnavailable
 from clipvisionalign.search.terms import Term
+from clipvisionalign.search.unreachable import ShardUnavailable
 
 pair = test_sharded_index.pair
 assert run

@@ -29,7 +29,6 @@ from clipvisionalign.cli import main
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.search import image_rows, table_reader
 from clipvisionalign.search.calibration import UncalibratedError
-from clipvisionalign.search.hits import MissingShard
 from clipvisionalign.search.index_parts import NUMBERS_FILE
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery, merge_rows, nearest_in_order
 from clipvisionalign.search.indexer import build_index
@@ -40,9 +39,9 @@ from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.sharded_reader import ShardedReader
 from clipvisionalign.search.storage import InvalidIndexError, Storage
-from clipvisionalign.search.table_reader import ShardUnavailable
 from clipvisionalign.search.tables import open_caption_table, open_image_table
 from clipvisionalign.search.terms import Term, parse_term
+from clipvisionalign.search.unreachable import MissingShard, ShardUnavailable
 from clipvisionalign.search.vectors import InMemoryVectors
 
 SHARDS = 3
@@ -314,6 +313,19 @@ def test_shards_that_cannot_be_read_are_named_until_they_can(pair, tmp_path, mon
             assert {each["shard"]: (each["images"], each["up"]) for each in info["shards"]} == {
                 name: (count, name not in gone) for name, count in counts.items()
             }
+            # All images and their counts are those of the others, which is told.
+            for where, left in (("", None), ("width > 0", None), ("width > 17", "width > 17")):
+                page = client.get("/browse", params={"count": 60, "where": where}).json()
+                expected = [row["id"] for name in reader.names if name not in gone
+                            for row in IndexReader(index / name).table.read(("id",), left or "").to_pylist()]  # fmt: skip
+                assert sorted(image["id"] for image in page["found"]) == sorted(expected)
+                assert page["total"] == len(expected)
+                assert all(name in page.get("notes", [""])[0] for name in gone)
+                assert ("notes" in page) == bool(gone)
+            shown = client.get("/facets")
+            assert shown.status_code == 200
+            near = whole[0][[hit.id not in held for hit in whole[0]].index(True)]
+            assert client.get("/captions", params={"id": near.id}).status_code == 200
             # What is left is shown, too; what is not is no fault of who asks.
             statuses = {client.get(f"/image/{hit.id}").status_code for hit in whole[0] if hit.id not in held}
             assert statuses == {200}

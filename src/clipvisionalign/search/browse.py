@@ -19,6 +19,7 @@ from clipvisionalign.search.filters import FILTER_COLUMNS, filter_sql
 from clipvisionalign.search.hits import HIT_COLUMNS, cell_value
 from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import metadata_columns
+from clipvisionalign.search.unreachable import MissingShard, is_unreadable
 
 #: The metadata column with the time at which an image was photographed.
 TAKEN_COLUMN = "taken"
@@ -33,11 +34,13 @@ class BrowsePage:
         images: One dictionary an image: `HIT_COLUMNS`, "time" (ISO 8601) and "metadata", where there is any.
         total: Number of images that the filter leaves, all pages together.
         next_cursor: Continues after the last image; "" where that is the oldest.
+        missing: Shards that cannot be read now, whose images are not among them.
     """
 
     images: list[dict[str, Any]]
     total: int
     next_cursor: str
+    missing: tuple[MissingShard, ...] = ()
 
 
 class Browser:
@@ -66,13 +69,22 @@ class Browser:
         Raises:
             ValueError: The cursor is not one of a page, or the filter has an error (FilterError).
         """
+        try:
+            return self._page(count, cursor, where, bool(self.table.unreachable))
+        except Exception as error:
+            if not is_unreadable(error):
+                raise
+            # A shard that could be read when the order was.
+            return self._page(count, cursor, where, is_fresh=True)
+
+    def _page(self, count: int, cursor: str, where: str, is_fresh: bool) -> BrowsePage:
         after = _parse_cursor(cursor)
         columns = metadata_columns(self.table)
-        times, ids = self._order()
+        times, ids, missing = self._order(is_fresh)
         if where.strip():
-            selected = np.isin(
-                ids, self.table.read(("id",), filter_sql(where, FILTER_COLUMNS | columns))["id"].to_numpy()
-            )
+            rows, others = self.table.read_reachable(("id",), filter_sql(where, FILTER_COLUMNS | columns))
+            missing = tuple(dict.fromkeys((*missing, *others)))
+            selected = np.isin(ids, rows["id"].to_numpy())
             times, ids = times[selected], ids[selected]
         total = len(ids)
         if after is not None:
@@ -80,22 +92,26 @@ class Browser:
             times, ids = times[later], ids[later]
         is_last = len(ids) <= count
         times, ids = times[:count], ids[:count]
-        return BrowsePage(self._images(times, ids, list(columns)), total, "" if is_last else f"{times[-1]}.{ids[-1]}")
+        images = self._images(times, ids, list(columns))
+        return BrowsePage(images, total, "" if is_last else f"{times[-1]}.{ids[-1]}", missing)
 
-    def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times in nanoseconds and numbers of all images, newest first."""
+    def _order(self, is_fresh: bool) -> tuple[np.ndarray, np.ndarray, tuple[MissingShard, ...]]:
+        """Times in nanoseconds and numbers of all images, newest first; and the shards whose images are not there."""
         with self._lock:
             version = self.table.version
-            if version != self._version:
+            if is_fresh or version != self._version:
                 has_taken = TAKEN_COLUMN in metadata_columns(self.table)
-                rows = self.table.read(("id", "mtime_ns", *((TAKEN_COLUMN,) if has_taken else ())))
+                rows, missing = self.table.read_reachable(("id", "mtime_ns", *((TAKEN_COLUMN,) if has_taken else ())))
                 ids, times = rows["id"].to_numpy(), rows["mtime_ns"].to_numpy().copy()
                 for row, taken in enumerate(rows[TAKEN_COLUMN].to_pylist() if has_taken else ()):
                     taken_ns = _to_nanoseconds(taken)
                     times[row] = times[row] if taken_ns is None else taken_ns
                 newest_first = np.lexsort((ids, times))[::-1]
+                if missing:
+                    # Read once more for each page, until all shards are there.
+                    return times[newest_first], ids[newest_first], missing
                 self._times, self._ids, self._version = times[newest_first], ids[newest_first], version
-            return self._times, self._ids
+            return self._times, self._ids, ()
 
     def _images(self, times: np.ndarray, ids: np.ndarray, columns: list[str]) -> list[dict[str, Any]]:
         if not len(ids):

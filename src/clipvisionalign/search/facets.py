@@ -8,6 +8,7 @@ from typing import Any
 
 from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import metadata_columns
+from clipvisionalign.search.unreachable import missing_note
 
 #: Places and cameras of an answer at most, those of most images first.
 MAX_FACET_VALUES = 100
@@ -22,9 +23,9 @@ class FacetCounts:
 
     def __init__(self, table: TableReader) -> None:
         self.table, self._lock = table, threading.Lock()
-        self._cached: tuple[int, dict[str, list[dict[str, Any]]]] | None = None
+        self._cached: tuple[int, dict[str, list[Any]]] | None = None
 
-    def read(self) -> dict[str, list[dict[str, Any]]]:
+    def read(self) -> dict[str, list[Any]]:
         """The counts of the table as it is now.
 
         Returns:
@@ -33,11 +34,15 @@ class FacetCounts:
         with self._lock:
             version = self.table.version
             if self._cached is None or self._cached[0] != version:
-                self._cached = version, facets(self.table)
+                counted = facets(self.table)
+                if "notes" in counted:
+                    # Counted once more for each answer, until all shards are there.
+                    return counted
+                self._cached = version, counted
             return self._cached[1]
 
 
-def facets(table: TableReader) -> dict[str, list[dict[str, Any]]]:
+def facets(table: TableReader) -> dict[str, list[Any]]:
     """Counts per month, place and camera, for the columns that the index has.
 
     Args:
@@ -45,14 +50,16 @@ def facets(table: TableReader) -> dict[str, list[dict[str, Any]]]:
 
     Returns:
         "months", the latest first, "places" and "cameras", the most frequent first; each a list of "value", "count" and
-        "where", a filter. Images without a value are in none; without such a column a list is empty.
+        "where", a filter. Images without a value are in none; without such a column a list is empty. Where shards
+        cannot be read now, "notes" has a line that names them: their images are not counted.
     """
     kinds = metadata_columns(table)
     names = [
         name for name, kind in (("taken", "date"), ("place", "text"), ("camera", "text")) if kinds.get(name) == kind
     ]
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
-    for row in table.read(names).to_pylist() if names else []:
+    rows, missing = table.read_reachable(names) if names else (None, ())
+    for row in rows.to_pylist() if rows is not None else []:
         for name, value in row.items():
             if value is not None and name in counts:
                 counts[name][f"{value:%Y-%m}".rjust(7, "0") if name == "taken" else value] += 1
@@ -62,7 +69,7 @@ def facets(table: TableReader) -> dict[str, list[dict[str, Any]]]:
         ][::-1],
         "places": _frequent("place", counts),
         "cameras": _frequent("camera", counts),
-    }
+    } | ({"notes": [missing_note(missing)]} if missing else {})
 
 
 def _frequent(name: str, counts: dict[str, Counter[str]]) -> list[dict[str, Any]]:

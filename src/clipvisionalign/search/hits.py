@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from clipvisionalign.counts import count_noun
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipvisionalign.search.metadata import CellValue
@@ -74,22 +72,6 @@ class CaptionHit:
             Its fields.
         """
         return asdict(self)
-
-
-class MissingShard(NamedTuple):
-    """A shard whose images a result lacks.
-
-    Attributes:
-        shard: Its name.
-        images: Number of images that it holds.
-    """
-
-    shard: str
-    images: int
-
-    def describe(self) -> str:
-        """The shard in words, such as "shard-02 (1,234 images)"."""
-        return f"{self.shard} ({count_noun(self.images, 'image')})"
 
 
 def to_hits(rows: Sequence[dict[str, Any]], metadata: Iterable[str]) -> list[Hit]:

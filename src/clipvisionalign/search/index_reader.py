@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.search.hits import MissingShard
 from clipvisionalign.search.late import LateReader
 from clipvisionalign.search.manifest import IndexManifest, read_manifest
 from clipvisionalign.search.mapped import MappedReader
@@ -23,6 +22,7 @@ from clipvisionalign.search.patches import PatchReader, open_patch_reader
 from clipvisionalign.search.storage import Storage, as_storage
 from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import read_caption_table, read_image_table
+from clipvisionalign.search.unreachable import MissingShard
 from clipvisionalign.search.vectors import InMemoryVectors, exact_cosines
 
 #: Queries that the database answers at a time.

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clipvisionalign.search.calibration import DEFAULT_LEVEL, Calibration, UncalibratedError
-from clipvisionalign.search.hits import Hit, MissingShard
+from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.null_queries import NULL_SHARE, WORD_SHARE, chance_level
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.rerank_margin import RerankMargin
 from clipvisionalign.search.time_limit import TimeSpent
 from clipvisionalign.search.unknown_words import check_words
+from clipvisionalign.search.unreachable import MissingShard, missing_note
 
 #: Factor by which more hits are read, where all that were read are promised.
 DEPTH_FACTOR = 4
@@ -127,10 +128,7 @@ class SearchResult(list[Any]):
         """
         if not missing:
             return self
-        shards = ", ".join(shard.describe() for shard in missing)
-        verb, held = ("does", "it holds") if len(missing) == 1 else ("do", "they hold")
-        note = f"incomplete: {shards} {verb} not answer now; what {held} is missing here"
-        return SearchResult(self, notes=[*self.notes, note], missing=missing, spent=self.spent)
+        return SearchResult(self, notes=[*self.notes, missing_note(missing)], missing=missing, spent=self.spent)
 
     def verdict(self) -> dict[str, Any]:
         """The verdict as JSON.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery
 from clipvisionalign.search.manifest import read_manifest, shard_storage
 from clipvisionalign.search.storage import InvalidIndexError, as_storage
-from clipvisionalign.search.table_reader import ShardUnavailable
+from clipvisionalign.search.unreachable import ShardUnavailable
 
 #: Seconds after which a shard is taken not to answer; and those that one has all the same whose answer is fetched late,
 #: because another shard was waited for.

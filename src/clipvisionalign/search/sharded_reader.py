@@ -15,12 +15,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from clipvisionalign.search.hits import MissingShard
 from clipvisionalign.search.index_reader import IndexReader, NearestRows, VectorQuery, merge_rows
 from clipvisionalign.search.manifest import read_shards, read_whole_manifest, shard_storage
 from clipvisionalign.search.patches import PatchReader
 from clipvisionalign.search.storage import Storage
-from clipvisionalign.search.table_reader import ShardUnavailable, TableReader, is_unreadable
+from clipvisionalign.search.table_reader import TableReader
+from clipvisionalign.search.unreachable import MissingShard, ShardUnavailable, is_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ class ShardedTable(TableReader):
 
     Args:
         tables: One for each shard.
+        names: Of the shards.
 
     Attributes:
         is_readable: Of each shard, whether it could be read when it was last asked for something.
@@ -78,8 +79,8 @@ class ShardedTable(TableReader):
         "count": lambda table: table.count_rows(),
     }
 
-    def __init__(self, tables: Sequence[TableReader]) -> None:
-        self.tables = tuple(tables)
+    def __init__(self, tables: Sequence[TableReader], names: Sequence[str] = ()) -> None:
+        self.tables, self.names = tuple(tables), tuple(names)
         self.is_readable = [True] * len(self.tables)
         #: What each answered last, which holds while it cannot be read.
         self._last = {name: [ask(table) for table in self.tables] for name, ask in self._ASK.items()}
@@ -160,6 +161,46 @@ class ShardedTable(TableReader):
         parts = [table.read(columns, where, limit) for table in self.tables]
         whole = arrow.concat_tables(parts)
         return whole if limit is None else whole.slice(0, limit)
+
+    @property
+    def unreachable(self) -> tuple[MissingShard, ...]:
+        """The shards that cannot be read now, as far as is known."""
+        counts = self.counts
+        return tuple(
+            MissingShard(name, count)
+            for name, count, up in zip(self.names, counts, self.is_readable, strict=False)
+            if not up
+        )
+
+    def read_reachable(self, columns: Sequence[str], where: str = "") -> tuple[Any, tuple[MissingShard, ...]]:
+        """Some columns of some rows of the shards that can be read now, see `TableReader`.
+
+        Args:
+            columns: Their names.
+            where: A condition in SQL, "" for none.
+
+        Returns:
+            An Arrow table, and the shards that it lacks.
+
+        Raises:
+            RuntimeError: The engine cannot answer.
+            ShardUnavailable: No shard can be read.
+        """
+        import pyarrow as arrow
+
+        parts, errors = [], {}
+        for position, table in enumerate(self.tables):
+            try:
+                parts.append(table.read(columns, where))
+            except Exception as error:
+                if not is_unreadable(error):
+                    raise
+                errors[position] = error
+        if not parts:
+            raise ShardUnavailable(f"no shard answers now: {next(iter(errors.values()))}")
+        counts = self.counts if errors else []
+        missing = tuple(MissingShard(self.names[position], counts[position]) for position in errors)
+        return arrow.concat_tables(parts), missing
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         """Some columns of all rows, a part at a time, see `TableReader`.
@@ -250,7 +291,7 @@ class ShardedReader:
         shards = read_shards(index)
         self.names = shards.shards if shards else [""]
         self.readers = [IndexReader(shard_storage(index, name)) for name in self.names]
-        self.table = ShardedTable([reader.table for reader in self.readers])
+        self.table = ShardedTable([reader.table for reader in self.readers], self.names)
         captions = [reader.caption_table for reader in self.readers if reader.caption_table is not None]
         self.caption_table = ShardedTable(captions) if captions else None
         self.ask: AskShard = ask or self._ask_here

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.search.storage import InvalidIndexError, Storage
+from clipvisionalign.search.storage import Storage
+from clipvisionalign.search.unreachable import MissingShard
 
 #: Delay after which an open index returns what another process has written.
 READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
@@ -36,28 +37,6 @@ def rows_condition(ids: Iterable[int]) -> str:
     'id IN (3, 7)'
     """
     return f"id IN ({', '.join(str(int(each)) for each in ids)})"
-
-
-class ShardUnavailable(OSError):
-    """A shard that does not answer."""
-
-
-def is_unreadable(error: BaseException) -> bool:
-    """Whether an error is that of an index whose files cannot be read, as of a drive that is gone.
-
-    Args:
-        error: The error of a query.
-
-    Returns:
-        Whether it is; any other one is the query's own.
-
-    >>> is_unreadable(OSError("Not found: index/pictures.lance")), is_unreadable(OSError("no field named year"))
-    (True, False)
-    """
-    # The engine raises errors of queries, too, as those of the system, which alone have a number.
-    by_system = isinstance(error, OSError) and error.errno is not None
-    gone = by_system or isinstance(error, (ShardUnavailable, InvalidIndexError))
-    return gone or "LanceError(IO)" in str(error) or "Not found:" in str(error)
 
 
 class TableReader(ABC):
@@ -97,6 +76,27 @@ class TableReader(ABC):
         Raises:
             RuntimeError: The engine cannot answer.
         """
+
+    @property
+    def unreachable(self) -> tuple[MissingShard, ...]:
+        """The shards that cannot be read now, as far as is known; none of a table without shards."""
+        return ()
+
+    def read_reachable(self, columns: Sequence[str], where: str = "") -> tuple[Any, tuple[MissingShard, ...]]:
+        """Some columns of some rows, of a table in shards without those that cannot be read now.
+
+        Args:
+            columns: Their names.
+            where: A condition in SQL, "" for none.
+
+        Returns:
+            An Arrow table, and the shards that it lacks.
+
+        Raises:
+            RuntimeError: The engine cannot answer.
+            OSError: Nothing can be read.
+        """
+        return self.read(columns, where), ()
 
     def rows(self, ids: Iterable[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         """Some columns of rows by their numbers.

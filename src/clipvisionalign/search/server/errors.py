@@ -8,7 +8,7 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from clipvisionalign.search.table_reader import is_unreadable
+from clipvisionalign.search.unreachable import is_unreadable
 
 logger = logging.getLogger(__name__)
 

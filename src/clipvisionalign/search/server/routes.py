@@ -28,6 +28,7 @@ from clipvisionalign.search.server.errors import translate_errors
 from clipvisionalign.search.server.service import SearchService, index_info
 from clipvisionalign.search.terms import Term, parse_term
 from clipvisionalign.search.time_limit import parse_seconds
+from clipvisionalign.search.unreachable import missing_note
 
 if TYPE_CHECKING:
     from clipvisionalign.explain.heatmaps import Explanation
@@ -229,7 +230,8 @@ def add_image_routes(app: FastAPI, service: SearchService) -> None:
 
         def work() -> dict[str, Any]:
             page = service.browsers[index].page(count, cursor, where)
-            return {"found": page.images, "total": page.total, "next": page.next_cursor or None}
+            notes = {"notes": [missing_note(page.missing)]} if page.missing else {}
+            return {"found": page.images, "total": page.total, "next": page.next_cursor or None} | notes
 
         return translate_errors(work, where)
 

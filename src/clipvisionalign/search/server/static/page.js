@@ -94,6 +94,7 @@ function pageLoader(asked, index) {
       if (cursor) values.set("cursor", cursor);
       const answer = await ask(`/browse?${values}`);
       cursor = answer.next;
+      column.notes ??= answer.notes ?? [];
       Object.assign(column, { total: answer.total });
       return { hits: answer.found, done: !cursor };
     }
