@@ -12,7 +12,7 @@ import torch
 from pretrained_models import make_pretrained
 from safetensors.torch import load_file, save_file
 
-from clipvisionalign.models.file_pages import release_pages
+from clipvisionalign.models.file_pages import copy_and_release, release_pages
 from clipvisionalign.models.io import load_aligner
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are released on Linux alone")
@@ -58,6 +58,21 @@ def test_what_was_written_to_a_mapping_or_never_was_in_a_file_is_kept(mapped):
     assert mapped["a"][8:].sum() == mapped_sum
     assert (allocated == 3.0).all()
     assert (view == 1.0).all()
+
+
+def test_a_copy_is_whole_and_leaves_no_page(mapped, monkeypatch):
+    from clipvisionalign.models import file_pages
+
+    monkeypatch.setattr(file_pages, "_COPIED_BYTES", 1 << 20)
+    for shape in ((SIZE,), (7, SIZE // 7), (1, SIZE), (SIZE, 1), ()):
+        source = mapped["a"][: torch.Size(shape).numel()].view(shape)
+        target = torch.empty(shape)
+        copy_and_release(target, source)
+        assert torch.equal(target.flatten(), torch.arange(target.numel(), dtype=torch.float32))
+    copy_and_release(torch.empty(0, 3), torch.empty(0, 3))
+    release_pages(mapped["a"])
+    copy_and_release(torch.empty(SIZE), mapped["a"])
+    assert resident_kib(mapped["a"]) < SIZE * 4 // 1024 // 10
 
 
 LOAD = """

@@ -13,10 +13,26 @@ import sys
 import numpy as np
 from torch import Tensor
 
+#: Bytes that are in memory twice while a tensor is copied.
+_COPIED_BYTES = 2**24
 #: Linux's: the pages are read again from the file if they are needed again.
 _DONTNEED = 4
 #: Of an entry of /proc/self/pagemap: in memory; of a file. What was written to a private mapping is not of the file.
 _PRESENT, _OF_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
+
+
+def copy_and_release(target: Tensor, source: Tensor) -> None:
+    """Copy a tensor, and release the pages of a file that it lies on, a part at a time.
+
+    Args:
+        target: What is written to, on any device.
+        source: Of the same shape, on the CPU.
+    """
+    rows = max(1, _COPIED_BYTES * len(source) // max(1, source.nbytes)) if source.ndim else 0
+    parts = zip(target.split(rows), source.split(rows), strict=True) if rows else [(target, source)]
+    for to, part in parts:
+        to.copy_(part)
+        release_pages(part)
 
 
 def release_pages(tensor: Tensor) -> None:

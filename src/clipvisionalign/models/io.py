@@ -11,7 +11,7 @@ from clipvisionalign.models.adapters import load_adapters
 from clipvisionalign.models.aligner import Aligner, AlignerConfig
 from clipvisionalign.models.aligner_config import read_recorded_settings
 from clipvisionalign.models.device import best_device
-from clipvisionalign.models.file_pages import release_pages
+from clipvisionalign.models.file_pages import copy_and_release
 from clipvisionalign.models.hub import is_hub_name
 from clipvisionalign.models.image_weights import find_image_weights
 from clipvisionalign.models.packed_linear import align_weights, pack_linears
@@ -198,8 +198,7 @@ def _copy_weights(aligner: Aligner, state: dict[str, Tensor]) -> None:
         aligner.load_state_dict(state)
         return
     for name, tensor in own.items():
-        tensor.copy_(state[name])
-        release_pages(state[name])
+        copy_and_release(tensor, state[name])
 
 
 def _load_with_adapters(source: Path) -> Aligner:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipvisionalign.models.file_pages import release_pages
+from clipvisionalign.models.file_pages import copy_and_release
 
 #: Whether this PyTorch has the operation (it is the one that torch.compile's frozen graphs use).
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -131,5 +131,5 @@ def align_weights(model: nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT and id(tensor) not in tables:
             mapped = tensor.data
-            tensor.data = mapped.clone()
-            release_pages(mapped)
+            tensor.data = torch.empty_like(mapped)
+            copy_and_release(tensor.data, mapped)
