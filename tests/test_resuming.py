@@ -348,7 +348,7 @@ def test_of_those_that_compute_the_same_features_all_have_them(settings, tmp_pat
         if not inner:
             # The other one is done first; its folder is not this process's by its name.
             inner.append(folder)
-            monkeypatch.setattr(feature_cache.os, "getpid", lambda: 1)
+            monkeypatch.setattr(os, "getpid", lambda: 1)
             target = folder.with_name(folder.name.split(".")[0])
             target.mkdir()
             for file in folder.iterdir():
@@ -401,12 +401,11 @@ def test_what_is_kept_on_disk_has_its_room_before_it_is_written(tmp_path):
 
 @pytest.mark.parametrize("freeze", ["image", "both"])
 def test_a_disk_that_fills_meanwhile_is_no_end_of_a_run(settings, tmp_path, monkeypatch, freeze):
-    from clipvisionalign.training import feature_cache
 
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(feature_cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     said: list[str] = []
     more = {"cache": str(tmp_path / "cache"), "epochs": 1, "freeze": freeze}
     assert train(settings("full", out=str(tmp_path / "run"), **more), said.append)["steps"] == 3
