@@ -41,7 +41,9 @@ class Stub:
     manifest = SimpleNamespace(kind="exact", recall=1.0, folder="/a hidden folder")
     encoder = SimpleNamespace(design="self", reranks=False)
     aligner = None
-    table = SimpleNamespace(count_rows=lambda: 4321, version=1, schema=[], read=_unreadable)
+    table = SimpleNamespace(
+        count_rows=lambda: 4321, version=1, schema=[], read=_unreadable, read_reachable=_unreadable, unreachable=()
+    )
     caption_table, metadata, index = None, {"hidden_column": False}, "/a hidden index"
     reader = None
     assessor = SimpleNamespace(calibrated_on="")
