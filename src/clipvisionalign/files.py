@@ -285,6 +285,27 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder that the body fills; it is removed where the body raises.
+
+    Args:
+        folder: The folder, which is not there yet.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    folder.mkdir()
+    try:
+        yield
+    except BaseException:
+        remove(folder)
+        raise
+
+
 def create_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
     """An array of NumPy in a new file that is mapped into memory, its room on the disk taken at once.
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipvisionalign.files import create_array, fsync_paths, remove
+from clipvisionalign.files import create_array, fsync_paths, new_folder
 from clipvisionalign.search.late.centroids import (
     SAMPLE_PER_CENTROID,
     centroid_count,
@@ -69,7 +68,7 @@ def build_late(index: Storage) -> LateRecord | None:
         return None
     former = _open(index, record, settings.width)
     folder = index.folder / f"{FOLDER_PREFIX}{uuid.uuid4().hex[:12]}"
-    with _removed_on_error(folder):
+    with new_folder(folder):
         counts = _write_patches(folder, table, patches, settings.width, former)
         if not all(counts):
             # What the table of patches has is of other images: the folder is one of those that are removed.
@@ -211,13 +210,3 @@ def _inverse_norms(codes: np.ndarray) -> np.ndarray:
         block = codes[start : start + 2**18].astype(np.float32)
         norms[start : start + 2**18] = 1.0 / np.maximum(np.linalg.norm(block, axis=1), 1e-12)
     return norms
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    try:
-        yield
-    except BaseException:
-        remove(folder)
-        raise

@@ -8,14 +8,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipvisionalign.files import create_array, fsync_paths, remove
+from clipvisionalign.files import create_array, fsync_paths, new_folder, remove
 from clipvisionalign.search.graph import add_rows, unreached_rows
 from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.mapped.codes import VectorSettings, int8_scale, make_encoder
@@ -95,7 +94,7 @@ def build_mapped(
     rows = table.read([*columns, "hash"])
     plan = _plan(index, former, rows)
     folder = index.folder / f"{FOLDER_PREFIX}{uuid.uuid4().hex[:12]}"
-    with _removed_on_error(folder):
+    with new_folder(folder):
         record = _write_files(folder, table, plan, settings, width)
         _write_rows(folder / ROW_FILE, rows.select(list(columns)), plan.ids)
         record = replace(record, sizes={name: (folder / name).stat().st_size for name in FILES})
@@ -133,16 +132,6 @@ def _remove_others(index: Storage, folder: str) -> None:
     for path in index.folder.glob(f"{FOLDER_PREFIX}*"):
         if path.name != folder and path.is_dir():
             remove(path)
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    try:
-        yield
-    except BaseException:
-        remove(folder)
-        raise
 
 
 def _plan(index: Storage, former: MappedRecord | None, rows: Any) -> _Plan:
