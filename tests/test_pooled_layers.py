@@ -14,7 +14,10 @@ from clipvisionalign.batch import group_by_length
 from clipvisionalign.models.io import load_aligner
 
 #: Families whose text, and whose images, need of the last layer one token alone.
-TEXT = {"clip", "siglip", "siglip2", "naflex", "oc_vit", "oc_quickgelu", "oc_resnet", "oc_timm", "oc_cnn"}
+TEXT = {
+    "clip", "chinese_clip", "siglip", "siglip2", "naflex", "vision_text", "oc_vit", "oc_quickgelu", "oc_resnet",
+    "oc_timm", "oc_cnn",
+}  # fmt: skip
 IMAGES = {"clip", "chinese_clip", "oc_vit", "oc_quickgelu", "oc_siglip", "oc_hf"}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clipvisionalign.models.pretrained.clip import clip_image_tower
@@ -32,8 +33,24 @@ class ChineseCLIPTextTower(PretrainedTextTower):
         Returns:
             Pooled (b, W) and tokens (b, T, W).
         """
-        tokens = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        tokens = self._run(ids, mask, keeps_tokens=True)
         return tokens[:, 0], tokens
+
+    def encode_pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the text model, its last layer for the first token alone.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Pooled (b, W).
+        """
+        return self._run(ids, mask, keeps_tokens=False)[:, 0]
+
+    def _run(self, ids: Tensor, mask: Tensor, keeps_tokens: bool) -> Tensor:
+        options = {"pooled_rows": torch.zeros_like(ids[:, 0]), "keeps_tokens": keeps_tokens} if self._takes_rows else {}
+        return self.encoder(input_ids=ids, attention_mask=mask, **options).last_hidden_state
 
 
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> ChineseCLIPTextTower:

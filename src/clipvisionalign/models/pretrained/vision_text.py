@@ -22,6 +22,8 @@ from clipvisionalign.models.pretrained.transforms import processor_settings, tra
 from clipvisionalign.models.text_families import max_positions
 from clipvisionalign.models.tokenizer import load_tokenizer
 
+#: Text models whose pooler reads the first token alone.
+POOL_FIRST = ("bert", "roberta", "xlm-roberta")
 MODEL_TYPES = ("vision-text-dual-encoder",)
 
 
@@ -70,8 +72,27 @@ class PooledTextTower(PretrainedTextTower):
         Returns:
             Pooled (b, W) and tokens (b, T, W).
         """
-        output = self.encoder(input_ids=ids, attention_mask=mask)
+        output = self._run(ids, mask, keeps_tokens=True)
         return output.pooler_output, output.last_hidden_state
+
+    def encode_pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the text model, its last layer for the token that is pooled alone, and its pooler.
+
+        Args:
+            ids: (b, T) token ids.
+            mask: (b, T) 1 on tokens, 0 on padding.
+
+        Returns:
+            Pooled (b, W).
+        """
+        return self._run(ids, mask, keeps_tokens=False).pooler_output
+
+    def _run(self, ids: Tensor, mask: Tensor, keeps_tokens: bool) -> Any:
+        """transformers' output; with `keeps_tokens` all of its tokens are of use, else only the pooled one."""
+        options: dict[str, Any] = {}
+        if self._takes_rows and self.encoder.config.model_type in POOL_FIRST:
+            options = {"pooled_rows": torch.zeros_like(ids[:, 0]), "keeps_tokens": keeps_tokens}
+        return self.encoder(input_ids=ids, attention_mask=mask, **options)
 
 
 def text_tower(encoder: nn.Module, config: Any, folder: Path) -> PooledTextTower:
