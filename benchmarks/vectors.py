@@ -1,7 +1,8 @@
 """The memory-mapped index at 200,000 or a million vectors, beside LanceDB, USearch in memory and faiss, in one run.
 
     clipvisionalign encode RUN DATA --split dev --out dev.parquet
-    python benchmarks/vectors.py --data dev.parquet [--run RUN] [--vectors 200000] [--width 256] [--forms] [--json]
+    python benchmarks/vectors.py --data dev.parquet [train.parquet] [--run RUN] [--vectors 200000] [--width 256]
+        [--forms] [--json]
 
 The vectors are drawn around real ones (`around`): of two neighbouring images a point between them, moved by differences
 of other images, so that they vary in the directions in which images do. The queries are real captions' vectors of the
@@ -23,16 +24,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 QUERIES, FIRST, TARGET, TUNING = 200, 10, 0.99, 200
-WIDTHS_OF_SEARCH = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+WIDTHS_OF_SEARCH = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072)
 FILTERS = {"50 %": "draw < 500000", "5 %": "draw < 50000", "0.1 %": "draw < 1000", "5 %, correlated": "source < 0.05"}
 ROWS = 50_000
+#: Of the rivals' graphs, as their makers have them (USearch 16 and 128).
+CONNECTIVITY, EXPANSION_ADD = 16, 128
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -112,10 +115,12 @@ def timed(search: Callable[[np.ndarray], Any], queries: np.ndarray, right: np.nd
     }  # fmt: skip
 
 
-def frontier(search: Callable[[int], Callable[[np.ndarray], Any]], collection: Any) -> dict[str, dict[str, float]]:
+def frontier(
+    search: Callable[[Any], Callable[[np.ndarray], Any]], collection: Any, widths: Sequence[float] = WIDTHS_OF_SEARCH
+) -> dict[str, dict[str, float]]:
     """Recall and time of the measured queries by the width of a search, up to a recall of 0.998."""
     results: dict[str, dict[str, float]] = {}
-    for width in WIDTHS_OF_SEARCH:
+    for width in widths:
         results[str(width)] = timed(search(width), collection.queries, collection.right)
         if results[str(width)]["recall_at_10"] >= 0.998:
             break
@@ -140,12 +145,14 @@ class Collection:
     """Vectors with a table of them, and queries with their true first ten."""
 
     def __init__(self, given: argparse.Namespace, folder: Path) -> None:
-        images, captions = read_pairs(given.data) if given.data else drawn_pairs(given.width)
+        images, captions = read_pairs(given.data[0]) if given.data else drawn_pairs(given.width)
+        # Of further files the images alone: more kinds of scenes, and so fewer vectors around each.
+        images = np.concatenate([images, *(read_pairs(file)[0] for file in given.data[1:])])
         if captions.shape[1] != given.width:
-            raise ValueError(f"{given.data}: vectors of width {captions.shape[1]}: give --width {captions.shape[1]}")
+            raise ValueError(f"{given.data[0]}: vectors of width {captions.shape[1]}: give --width {captions.shape[1]}")
         order = np.random.default_rng(1).permutation(len(captions))
         self.queries, self.tuning = captions[order[:QUERIES]], captions[order[QUERIES : QUERIES + TUNING]]
-        self.folder, self.width = folder, given.width
+        self.folder, self.width, self.real = folder, given.width, len(images)
         self.vectors = np.empty((given.vectors, given.width), dtype=np.float32)
         source = np.empty(given.vectors, dtype=np.int64)
         for number, (vectors, first) in enumerate(around(images, given.vectors)):
@@ -184,7 +191,7 @@ class Collection:
 
 
 def write_index(collection: Collection, run: str, text_vectors: Callable[[], np.ndarray]) -> tuple[Any, dict[str, Any]]:
-    """An index as `index` writes it, and what its graph took."""
+    """An index as `index` writes it, and what its lists took."""
     from clipvisionalign.search.ann import MAX_HNSW_VECTORS, build_ann_index
     from clipvisionalign.search.manifest import IndexManifest, write_manifest
     from clipvisionalign.search.mapped import read_record
@@ -217,7 +224,8 @@ def write_index(collection: Collection, run: str, text_vectors: Callable[[], np.
     record = read_record(storage)
     assert record is not None
     return storage, {
-        "code": record.code, "expansion": record.expansion, "recall_of_index": round(record.recall, 4),
+        "code": record.code, "lists": record.centroids, "reach": record.reach,
+        "recall_of_index": round(record.recall, 4),
         "build_s": round(seconds, 1), "mib": {name: round(size / 2**20, 1) for name, size in record.sizes.items()},
     }  # fmt: skip
 
@@ -226,7 +234,9 @@ def ours(collection: Collection, storage: Any) -> dict[str, Any]:
     """The mapped files: the search for rows, and with their columns; without and with filters."""
     from clipvisionalign.search.hits import HIT_COLUMNS, to_hits
     from clipvisionalign.search.mapped import MappedReader
-    from clipvisionalign.search.mapped.search import by_graph, search_files
+    from clipvisionalign.search.mapped.files import Selection
+    from clipvisionalign.search.mapped.recall import REACHES
+    from clipvisionalign.search.mapped.search import by_lists, search_files
     from clipvisionalign.search.tables import read_image_table
 
     reader = MappedReader(storage, read_image_table(storage))
@@ -234,31 +244,28 @@ def ours(collection: Collection, storage: Any) -> dict[str, Any]:
     assert reader.nearest(collection.queries[0], FIRST, columns)
     files = reader._snapshot.files  # type: ignore[union-attr]
 
-    def part(query: np.ndarray, allowed: np.ndarray | None = None, kept: int = 0) -> Any:
-        return search_files(files, query, FIRST, allowed, kept)[0]
+    def part(query: np.ndarray, selection: Any = None) -> Any:
+        return search_files(files, query, FIRST, selection)[0]
 
     def whole(query: np.ndarray, where: str = "") -> list[int]:
         rows = reader.nearest(query, FIRST, columns, where)
         assert rows is not None
         return [hit.id for hit in to_hits(rows, collection.columns)]
 
-    refined = FIRST * files.encoder.refine
     results: dict[str, Any] = {
-        "frontier": frontier(
-            lambda width: lambda query: by_graph(files, query, FIRST, refined, max(width, refined))[0], collection
-        ),
+        "frontier": frontier(lambda reach: lambda query: by_lists(files, query, FIRST, reach)[0], collection, REACHES),
         "index part": timed(part, collection.queries, collection.right),
         "whole": timed(whole, collection.queries, collection.right),
     }
     for name, where in FILTERS.items():
         allowed = collection.allowed(where)
-        kept, right = int(allowed.sum()), exact(collection.vectors, collection.queries, allowed)
+        selection, right = Selection(files, allowed), exact(collection.vectors, collection.queries, allowed)
         start = time.perf_counter()
         whole(collection.queries[0], where)
         first = 1000 * (time.perf_counter() - start)
         results[f"filter {name}"] = {
-            "rows": kept, "first use of the filter, ms": round(first, 1),
-            "index part": timed(lambda query, a=allowed, k=kept: part(query, a, k), collection.queries, right),
+            "rows": selection.count, "first use of the filter, ms": round(first, 1),
+            "index part": timed(lambda query, s=selection: part(query, s), collection.queries, right),
             "whole": timed(lambda query, w=where: whole(query, w), collection.queries, right),
         }  # fmt: skip
     return results
@@ -300,10 +307,8 @@ def lancedb(collection: Collection) -> dict[str, Any]:
 
 
 def usearch_in_memory(collection: Collection) -> dict[str, Any]:
-    """USearch's graph of float32 in memory, as wide and as connected as ours."""
+    """USearch's graph of float32 in memory."""
     from usearch.index import Index
-
-    from clipvisionalign.search.mapped.files import CONNECTIVITY, EXPANSION_ADD
 
     start = time.perf_counter()
     index = Index(
@@ -333,7 +338,6 @@ def faiss_in_memory(collection: Collection) -> dict[str, Any]:
         import faiss
     except ModuleNotFoundError:
         return {"missing": "pip install faiss-cpu"}
-    from clipvisionalign.search.mapped.files import CONNECTIVITY, EXPANSION_ADD
 
     start = time.perf_counter()
     index = faiss.IndexHNSWFlat(collection.width, CONNECTIVITY, faiss.METRIC_INNER_PRODUCT)
@@ -362,7 +366,7 @@ def faiss_in_memory(collection: Collection) -> dict[str, Any]:
 
 
 def forms(collection: Collection) -> dict[str, Any]:
-    """The ways to keep vectors: bytes a row of the graph's file, recall and time of each."""
+    """The ways to keep vectors: bytes a row of the lists, recall and time of each."""
     from clipvisionalign.search.mapped import CODES, MappedReader, VectorSettings, build_mapped
     from clipvisionalign.search.mapped.search import search_files
     from clipvisionalign.search.storage import Storage
@@ -380,8 +384,8 @@ def forms(collection: Collection) -> dict[str, Any]:
         reader.nearest(collection.queries[0], FIRST, ("id",))
         files = reader._snapshot.files  # type: ignore[union-attr]
         results[f"{each.code}, width {each.width or collection.width}"] = {
-            "build_s": round(seconds, 1), "expansion": record.expansion,
-            "graph, bytes a row": round(record.sizes["graph.usearch"] / record.positions),
+            "build_s": round(seconds, 1), "reach": record.reach,
+            "lists, bytes a row": round(record.sizes["codes.npy"] / record.positions),
             **timed(lambda query, f=files: search_files(f, query, FIRST)[0], collection.queries, collection.right),
         }  # fmt: skip
     return results
@@ -467,9 +471,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vectors", type=int, default=200_000, help="how many (default 200,000)")
     parser.add_argument("--width", type=int, default=256, help="of a vector (default 256)")
-    parser.add_argument("--data", default="", metavar="FILE", help="vectors of a data set: 'encode --out FILE.parquet'")
+    parser.add_argument(
+        "--data", nargs="*", default=(), metavar="FILE",
+        help="vectors of a data set: 'encode --out FILE.parquet'; of further files the images alone",
+    )  # fmt: skip
     parser.add_argument("--run", default="", help="the run that encoded them, for whole searches by words")
-    parser.add_argument("--forms", action="store_true", help="also build a graph of each form of vectors")
+    parser.add_argument("--forms", action="store_true", help="also write each form of vectors")
     parser.add_argument(
         "--rivals", nargs="*", choices=("usearch", "faiss", "lancedb"), default=("usearch", "faiss", "lancedb"),
         help="those that are measured (default all)",
@@ -488,7 +495,8 @@ def main() -> None:
         np.save(Path(name) / "queries.npy", collection.queries)
         storage, built = write_index(collection, given.run, lambda: collection.tuning)
         results: dict[str, Any] = {
-            "vectors": given.vectors, "width": given.width, "queries": "captions" if given.data else "drawn captions",
+            "vectors": given.vectors, "width": given.width, "real images": collection.real,
+            "queries": "captions" if given.data else "drawn captions",
             "ours": built | ours(collection, storage),
         }  # fmt: skip
         if given.run:

@@ -21,16 +21,19 @@ import numpy as np
 import pytest
 
 pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[search]'")
-pytest.importorskip("usearch", reason="no usearch: pip install 'clipvisionalign[search]'")
+pytest.importorskip("numkong", reason="no numkong: pip install 'clipvisionalign[search]'")
 import pyarrow as arrow
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from clipvisionalign.search import mapped
+from clipvisionalign.search import centroids, mapped
 from clipvisionalign.search.ann import build_ann_index
 from clipvisionalign.search.manifest import IndexManifest, read_manifest, write_manifest
 from clipvisionalign.search.mapped import MappedReader, VectorSettings, read_record
-from clipvisionalign.search.mapped import build as mapped_build
 from clipvisionalign.search.mapped import search as mapped_search
-from clipvisionalign.search.mapped.files import FILES, MappedFiles
+from clipvisionalign.search.mapped.codes import int8_scale, make_encoder
+from clipvisionalign.search.mapped.files import FILES, MappedFiles, Selection
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.tables import create_image_table, delete_rows, read_image_table, update_rows, vector_column
 
@@ -40,13 +43,13 @@ KILLS = int(os.environ.get("KILLS", "3"))
 
 
 @pytest.fixture(autouse=True)
-def _always_by_the_graph(monkeypatch):
+def _always_by_lists(monkeypatch):
     """So few rows would be compared exactly; and another process's writes are seen at once."""
     from datetime import timedelta
 
     from clipvisionalign.search import table_reader
 
-    monkeypatch.setattr(mapped_search, "ROWS_PER_CANDIDATE", 0)
+    monkeypatch.setattr(mapped_search, "MAX_EXACT_ROWS", 0)
     monkeypatch.setattr(table_reader, "READ_CONSISTENCY_INTERVAL", timedelta(0))
 
 
@@ -131,7 +134,7 @@ def test_a_filter_counts_before_the_search(written, where):
 
 @pytest.mark.parametrize("where", FILTERS[:4])
 def test_few_rows_are_compared_exactly(written, where, monkeypatch):
-    monkeypatch.setattr(mapped_search, "ROWS_PER_CANDIDATE", ROWS)
+    monkeypatch.setattr(mapped_search, "MAX_EXACT_ROWS", ROWS)
     assert_as_exact(written, open_reader(written), where, least=1.0)
 
 
@@ -162,9 +165,13 @@ def test_rows_that_are_gone_are_not_found_and_new_ones_are(index, updated):
 
 
 def test_an_update_adds_the_difference_alone(index, monkeypatch):
-    added = []
-    monkeypatch.setattr(mapped_build, "add_rows", lambda graph, encode, rows, start: added.append(len(rows) - start))
-    monkeypatch.setattr(mapped_build, "unreached_rows", lambda *given: np.empty(0, dtype=np.int64))
+    added, original = [], centroids.nearest_centroids
+
+    def counted(count, *given):
+        added.append(count)
+        return original(count, *given)
+
+    monkeypatch.setattr(centroids, "nearest_centroids", counted)
     table = create_image_table(Storage(index), WIDTH)
     before = read_record(Storage(index))
     write(index)
@@ -186,6 +193,207 @@ def test_an_update_adds_the_difference_alone(index, monkeypatch):
     assert added == [5, ROWS // 2 + 5], "with many deleted rows they are rebuilt"
 
 
+def test_an_index_that_has_doubled_has_other_centroids(index):
+    table, storage = create_image_table(Storage(index), WIDTH), Storage(index)
+    before = MappedFiles(storage, read_record(storage))
+    add(table, np.arange(ROWS, 2 * ROWS), seed=3)
+    write(index)
+    record = read_record(storage)
+    assert (record.clustered, record.centroids) == (ROWS, len(before.centroids))
+    assert np.array_equal(MappedFiles(storage, record).centroids, before.centroids)
+    assert_as_exact(index, open_reader(index))
+    add(table, np.arange(2 * ROWS, 2 * ROWS + 1), seed=4)
+    write(index)
+    record = read_record(storage)
+    assert record.clustered == 2 * ROWS + 1
+    assert not np.array_equal(MappedFiles(storage, record).centroids, before.centroids)
+    assert_as_exact(index, open_reader(index))
+
+
+def test_each_row_is_in_one_list_with_its_vector(index):
+    table, storage = create_image_table(Storage(index), WIDTH), Storage(index)
+    for step in ("as it was written", "with some gone and some new", "with some gone"):
+        files = MappedFiles(storage, read_record(storage))
+        live = np.flatnonzero(~files.deleted)
+        assert set(live) <= set(files.members.tolist()), step
+        assert len(set(files.members.tolist())) == len(files.members) == files.offsets[-1] == len(files.codes)
+        assert np.array_equal(files.codes, files.encoder.encode(files.vectors[files.members]))
+        lists = np.repeat(np.arange(len(files.centroids)), np.diff(files.offsets))
+        cosines = files.vectors[files.members] @ files.centroids.T
+        assert (cosines[np.arange(len(lists)), lists] >= cosines.max(axis=1) - 1e-6).all()
+        delete_rows(table, [int(files.ids[live[0]]), int(files.ids[live[-1]])])
+        if step == "as it was written":
+            add(table, np.arange(5000, 5003), seed=9)
+        write(index)
+
+
+@given(seed=st.integers(0, 1000), kept=st.integers(1, ROWS), depth=st.integers(1, 50))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_with_all_lists_it_is_what_comparing_all_rows_gives(written, seed, kept, depth):
+    files = MappedFiles(Storage(written), read_record(Storage(written)))
+    # Without rounding, so that what is left is the choice of rows.
+    files.encoder, files.codes = make_encoder(VectorSettings("float32"), WIDTH, 1.0), files.vectors[files.members]
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(ROWS, dtype=bool)
+    mask[rng.choice(ROWS, kept, replace=False)] = True
+    query = vectors(1, seed)[0]
+    for selection, rows in ((Selection(files, mask), np.flatnonzero(mask)), (None, np.arange(ROWS))):
+        positions, cosines = mapped_search.by_lists(files, query, depth, np.inf, selection)
+        true = files.vectors[rows] @ query
+        expected = np.sort(true)[::-1][: min(depth, len(rows))]
+        assert len(positions) == len(expected)
+        assert set(positions.tolist()) <= set(rows.tolist())
+        np.testing.assert_allclose(cosines, expected, atol=1e-6)
+
+
+def test_of_images_that_tie_those_of_the_least_numbers_are_found_and_any_counts_as_recall(index):
+    """Bursts and black frames: neither more lists nor other images, however many are equal."""
+    table, storage = create_image_table(Storage(index), WIDTH), Storage(index)
+    query = vectors(1)[0]
+    for first in range(0, ROWS, 30):
+        same = vectors(1, seed=first)[0].tolist() if first else query.tolist()
+        update_rows(
+            table, "id", [{"id": number, "vector": same, "hash": f"x{number}"} for number in range(first, first + 30)],
+            ("id", "vector", "hash"),
+        )  # fmt: skip
+    write(index)
+    record = read_record(storage)
+    assert record.recall >= 0.99
+    assert record.reach < 3
+    for count in (5, 20, 30):
+        rows = open_reader(index).nearest(query, count, COLUMNS)
+        assert [row["id"] for row in rows] == list(range(count))
+        rows = open_reader(index).nearest(query, count, COLUMNS, "id > 3")
+        assert [row["id"] for row in rows][:20] == list(range(4, 4 + count))[:20]
+
+
+def test_an_update_with_greater_numbers_has_another_scale(index):
+    table, storage = create_image_table(Storage(index), WIDTH), Storage(index)
+    before = read_record(storage)
+    add(table, np.arange(ROWS, ROWS + 40), seed=3)
+    spikes = np.eye(WIDTH, dtype=np.float32)[np.arange(40) % WIDTH]
+    rows = [{"id": ROWS + number, "vector": vector.tolist()} for number, vector in enumerate(spikes)]
+    update_rows(table, "id", rows, ("id", "vector"))
+    write(index)
+    assert read_record(storage).scale == pytest.approx(127)
+    assert before.scale > 150
+    assert_as_exact(index, open_reader(index))
+    assert open_reader(index).nearest(spikes[0], 2, COLUMNS)[1]["_distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_vector_that_is_no_direction_hides_no_other(index):
+    """LanceDB itself refuses those that are not numbers."""
+    table = create_image_table(Storage(index), WIDTH)
+    add(table, np.arange(ROWS, ROWS + 3), seed=3)
+    update_rows(table, "id", [{"id": ROWS, "vector": [np.inf] * WIDTH}], ("id", "vector"))
+    write(index)
+    reader = open_reader(index)
+    for query in vectors(20, seed=7):
+        rows = reader.nearest(query, 10, COLUMNS)
+        assert len(rows) == 10
+        assert ROWS not in {row["id"] for row in rows}
+    assert read_record(Storage(index)).recall >= 0.99
+
+
+def test_the_form_of_vectors_is_kept_from_files_that_are_not_whole(index):
+    write(index, VectorSettings("binary", 16))
+    shutil.rmtree(index / read_record(Storage(index)).folder)
+    assert read_record(Storage(index)) is None
+    write(index)
+    assert read_record(Storage(index)).settings == VectorSettings("binary", 16)
+    (index / "vectors.json").write_bytes(b"\xff\xfe")
+    assert open_reader(index).nearest(vectors(1)[0], 5, COLUMNS) is None
+    write(index)
+    assert read_record(Storage(index)).settings == VectorSettings()
+
+
+def test_of_a_few_rows_that_a_filter_leaves_their_codes_alone_are_read(index):
+    files = MappedFiles(Storage(index), read_record(Storage(index)))
+    mask = np.zeros(ROWS, dtype=bool)
+    mask[::10] = True
+    few, many = Selection(files, mask), Selection(files, ~mask)
+    assert (few.is_sparse, many.is_sparse) == (True, False)
+    assert np.array_equal(np.flatnonzero(few.members), few.slots)
+    for selection in (few, many):
+        members = np.repeat(np.arange(len(files.centroids)), np.diff(files.offsets))[selection.members]
+        assert np.array_equal(np.diff(selection.offsets), np.bincount(members, minlength=len(files.centroids)))
+    read: list[int] = []
+    encoder = files.encoder
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(encoder, name)
+
+        def scorer(self, query):
+            score = encoder.scorer(query)
+            return lambda parts: [read.extend(len(codes) for codes in parts), score(parts)][1]
+
+    files.encoder = Counting()
+    positions, _ = mapped_search.by_lists(files, vectors(1)[0], 10, np.inf, few)
+    assert sum(read) == few.count
+    assert mask[positions].all()
+
+
+def test_a_search_reads_a_part_of_the_lists_and_none_without_rows_that_may_be_found(index, monkeypatch):
+    files = MappedFiles(Storage(index), read_record(Storage(index)))
+    read: list[int] = []
+    encoder = files.encoder
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(encoder, name)
+
+        def scorer(self, query):
+            score = encoder.scorer(query)
+            return lambda parts: [read.extend(len(codes) for codes in parts), score(parts)][1]
+
+    files.encoder = Counting()
+    for query in vectors(20, seed=7):
+        mapped_search.search_files(files, query, 10)
+    assert 0 < sum(read) < 0.7 * 20 * ROWS
+    lists = np.repeat(np.arange(len(files.centroids)), np.diff(files.offsets))
+    for chosen in ([3], list(range(len(files.centroids) // 2))):
+        mask = np.zeros(ROWS, dtype=bool)
+        mask[files.members[np.isin(lists, chosen)]] = True
+        read.clear()
+        mapped_search.by_lists(files, vectors(1)[0], 10, np.inf, Selection(files, mask))
+        assert sum(read) == int(mask.sum())
+
+
+@pytest.mark.parametrize("code", mapped.CODES)
+def test_what_a_form_has_of_cosines(code):
+    rows, queries = vectors(2000), vectors(20, seed=7)
+    for width in (0, 16):
+        given_settings = VectorSettings(code, width)
+        encoder = make_encoder(given_settings, WIDTH, int8_scale(rows, given_settings))
+        true = encoder.shorten(queries) @ encoder.shorten(rows).T
+        scores = np.stack(
+            [encoder.scorer(query)([encoder.encode(rows[:7]), encoder.encode(rows[7:])]) for query in queries]
+        )
+        if code != "binary":
+            assert np.abs(scores - true).max() <= {"float32": 1e-6, "float16": 2e-3, "int8": 3e-2}[code]
+        # A query may have a number that is greater than any of the rows.
+        spike = np.zeros(WIDTH, dtype=np.float32)
+        spike[0] = 1.0
+        if code != "binary":
+            cosines = encoder.scorer(spike)([encoder.encode(rows)])
+            np.testing.assert_allclose(cosines, encoder.shorten(rows)[:, 0], atol=2e-2)
+        assert np.corrcoef(scores.ravel(), true.ravel())[0, 1] > (0.6 if code == "binary" else 0.999)
+
+
+def test_files_of_the_format_before_are_written_anew(index):
+    record = json.loads((index / "vectors.json").read_text())
+    names = ("centroids", "clustered", "reach")
+    (index / "vectors.json").write_text(
+        json.dumps({key: value for key, value in record.items() if key not in names} | {"expansion": 96, "format": 1})
+    )
+    assert open_reader(index).nearest(vectors(1)[0], 5, COLUMNS) is None
+    write(index)
+    assert read_record(Storage(index)).format == 2
+    assert [path.name for path in index.glob("vectors-*")] == [read_record(Storage(index)).folder]
+    assert_as_exact(index, open_reader(index))
+
+
 def test_whoever_has_mapped_the_former_files_keeps_them(index):
     files = MappedFiles(Storage(index), read_record(Storage(index)))
     query = vectors(1)[0]
@@ -204,7 +412,7 @@ def test_the_files_are_mapped(written):
     if not maps.is_file():
         pytest.skip("no /proc")
     mappings = maps.read_text()
-    assert all(name in mappings for name in FILES if name != "unreached.npy")
+    assert all(name in mappings for name in FILES)
 
 
 @pytest.mark.parametrize("name", [*FILES, "vectors.json"])
@@ -216,7 +424,7 @@ def test_without_a_file_or_with_a_part_of_one_the_table_is_searched(index, name)
     assert_as_exact(index, open_reader(index))
 
 
-def test_without_usearch_the_table_is_searched(index, monkeypatch):
+def test_without_numkong_the_table_is_searched(index, monkeypatch):
     monkeypatch.setattr("clipvisionalign.search.mapped.reader.can_map", lambda storage: False)
     reader = open_reader(index)
     assert reader.nearest(vectors(1)[0], 5, COLUMNS) is None
@@ -250,44 +458,16 @@ def test_every_form_of_vectors_finds_and_is_kept(index, settings):
     write(index)
     assert read_record(Storage(index)).settings == settings
     sizes = {"float32": 4, "float16": 2, "int8": 1, "binary": 1 / 8}
-    assert record.sizes["graph.usearch"] >= ROWS * (settings.width or WIDTH) * sizes[settings.code]
+    assert record.sizes["codes.npy"] >= ROWS * (settings.width or WIDTH) * sizes[settings.code]
 
 
-def test_rows_that_no_search_of_the_graph_comes_to_are_compared_with_every_query(index, monkeypatch):
-    original = mapped_build.new_graph
-
-    class Forgetful:
-        """A graph that loses one row: another vector is at its position."""
-
-        def __init__(self, encoder):
-            self.graph = original(encoder)
-
-        def add(self, keys, codes, threads):
-            codes = codes.copy()
-            codes[keys == 7] = -codes[keys == 7]
-            self.graph.add(keys, codes, threads=threads)
-
-        def __getattr__(self, name):
-            return getattr(self.graph, name)
-
-        def __len__(self):
-            return len(self.graph)
-
-    monkeypatch.setattr(mapped_build, "new_graph", Forgetful)
-    write(index, VectorSettings("float32"))
-    files = MappedFiles(Storage(index), read_record(Storage(index)))
-    assert files.unreached.tolist() == [7]
-    assert open_reader(index).nearest(vectors(ROWS)[7], 1, COLUMNS)[0]["id"] == 7
-
-
-def test_rows_of_one_vector_are_all_reached(index):
+def test_rows_of_one_vector_are_all_found(index):
     table = create_image_table(Storage(index), WIDTH)
     rows = np.arange(ROWS, ROWS + 40)
     add(table, rows, seed=3)
     same = vectors(1, seed=3)[0].tolist()
     update_rows(table, "id", [{"id": number, "vector": same} for number in rows.tolist()], ("id", "vector"))
     write(index)
-    assert not len(MappedFiles(Storage(index), read_record(Storage(index))).unreached)
     assert {row["id"] for row in open_reader(index).nearest(np.array(same), 40, COLUMNS)} == set(rows.tolist())
 
 
@@ -324,11 +504,11 @@ def test_files_of_a_table_that_was_removed_are_not_used(index):
 
 def test_damaged_files_of_the_same_size_are_written_by_the_next_update(index):
     record = read_record(Storage(index))
-    graph = index / record.folder / "graph.usearch"
-    size = graph.stat().st_size
-    with graph.open("r+b") as file:
+    codes = index / record.folder / "codes.npy"
+    size = codes.stat().st_size
+    with codes.open("r+b") as file:
         file.write(b"\0" * 64)
-    assert graph.stat().st_size == size
+    assert codes.stat().st_size == size
     assert open_reader(index).nearest(vectors(1)[0], 5, COLUMNS) is None
     write(index)
     assert read_record(Storage(index)).folder != record.folder
@@ -387,7 +567,7 @@ for turn in range(1000):
 
 @pytest.mark.slow
 def test_killed_while_writing_files_and_rows_agree(index):
-    """Real processes and SIGKILL, at random moments of writing rows, graph and record."""
+    """Real processes and SIGKILL, at random moments of writing rows, lists and record."""
     rng = random.Random(2)
     moments = []
     for turn in range(KILLS):

@@ -476,7 +476,7 @@ def test_an_approximate_index_is_built_by_size_and_measured(tiny_runs, tmp_path)
 def test_the_form_of_vectors_is_kept_and_nothing_is_encoded_for_another(tiny_runs, scenes_folder, tmp_path):
     index, sizes = Storage(tmp_path / "index"), (50, 1000)
     if not can_map(index):
-        pytest.skip("no usearch: pip install 'clipvisionalign[search]'")
+        pytest.skip("no numkong: pip install 'clipvisionalign[search]'")
     half = ("float16", 16)
     for options, expected in (({}, ("int8", 0)), ({"vectors": "float16", "vector_width": 16}, half), ({}, half)):
         report = build_index(tiny_runs["self"], scenes_folder / "images", index.location, sizes=sizes, **options)

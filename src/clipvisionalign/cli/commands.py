@@ -129,7 +129,7 @@ EXTRAS = {
     "fastapi_offline": "search", "starlette": "search", "filelock": "search", "fsspec": "search", "ray": "ray",
     "markupsafe": "study", "pydantic": "study", "tokenizers": "onnx", "prometheus_client": "search",
     "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "lance": "search",
-    "sqlglot": "search", "usearch": "search",
+    "sqlglot": "search", "usearch": "search", "numkong": "search",
     "shtab": "completion", "webdataset": "scale", "datasets": "scale", "peft": "scale",
     "open_clip": "pretrained", "sentencepiece": "pretrained",
 }  # fmt: skip

@@ -91,12 +91,12 @@ def index_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--vectors", default="", metavar="FORM",
-        help="how the memory-mapped graph of an index of more than 100,000 images keeps vectors: float32, float16, "
+        help="how the memory-mapped lists of an index of more than 100,000 images keep vectors: float32, float16, "
         "int8 (default) or binary; candidates are compared again by the full vectors",
     )  # fmt: skip
     parser.add_argument(
         "--vector-width", type=int, default=0, metavar="N",
-        help="numbers of a vector, from its beginning, that the graph keeps (default: all)",
+        help="numbers of a vector, from its beginning, that the lists keep (default: all)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     add_offline_flag(parser)

@@ -1,8 +1,8 @@
 """Nearest neighbours in an index: exact or approximate by its size, and the measured recall of the latter.
 
-Up to `MAX_EXACT_VECTORS` images every search is exact. Beyond, an approximate index is built of graphs (HNSW): of an
-index on a disk of this machine in files beside the tables, which are mapped into memory (`mapped/`); behind a URL, or
-without USearch, by LanceDB. Beyond `MAX_HNSW_VECTORS` LanceDB builds short codes (PQ).
+Up to `MAX_EXACT_VECTORS` images every search is exact. Beyond, an index on a disk of this machine has lists of vectors
+in files beside the tables, which are mapped into memory (`mapped/`); behind a URL, or without NumKong, LanceDB builds
+graphs (HNSW). Beyond `MAX_HNSW_VECTORS` LanceDB builds short codes (PQ).
 
 Sources: Malkov and Yashunin, "HNSW", arXiv:1603.09320; Jegou, Douze and Schmid, "Product quantization for nearest
 neighbor search", TPAMI 2011.
@@ -18,14 +18,22 @@ import numpy as np
 
 from clipvisionalign.search.hits import HIT_COLUMNS
 from clipvisionalign.search.manifest import IndexManifest, write_manifest
-from clipvisionalign.search.mapped import MAPPED_KIND, VectorSettings, build_mapped, can_map, read_record, remove_mapped
+from clipvisionalign.search.mapped import (
+    MAPPED_KIND,
+    VectorSettings,
+    build_mapped,
+    can_map,
+    read_record,
+    read_settings,
+    remove_mapped,
+)
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import LanceDBReader, rows_condition
 from clipvisionalign.search.tables import vector_column
 
 logger = logging.getLogger(__name__)
 
-#: Images up to which every search is exact, and up to which graphs are built.
+#: Images up to which every search is exact, and up to which lists or graphs are built.
 MAX_EXACT_VECTORS, MAX_HNSW_VECTORS = 100_000, 10_000_000
 #: Queries by which an approximate index is measured, and the depth of the comparison.
 RECALL_QUERIES, RECALL_DEPTH = 200, 10
@@ -65,9 +73,9 @@ def build_ann_index(
         index: The storage of the index.
         manifest: Its manifest; `kind`, `recall` and `settings` are set.
         count: Number of rows.
-        sizes: Numbers of images up to which every search is exact, and up to which graphs are built.
-        settings: How a graph beside the tables keeps vectors; None for the settings that it has, or the usual ones.
-        text_vectors: Gives vectors of words (M, D), by which such a graph is searched widely enough.
+        sizes: Numbers of images up to which every search is exact, and up to which lists or graphs are built.
+        settings: How lists beside the tables keep vectors; None for the settings that it has, or the usual ones.
+        text_vectors: Gives vectors of words (M, D), by which such lists are searched widely enough.
     """
     table.optimize()
     kind, kind_settings = choose_index_type(count, manifest.width, *sizes)
@@ -89,9 +97,9 @@ def _build_mapped(
             # LanceDB's own, of before, which every update would have to extend.
             table.drop_index(each.name)
     former = read_record(index)
-    settings = settings or (former.settings if former else VectorSettings())
+    settings = settings or read_settings(index) or VectorSettings()
     record = build_mapped(index, manifest.width, settings, text_vectors)
-    manifest.kind, manifest.recall, manifest.settings = MAPPED_KIND, record.recall, {"expansion": record.expansion}
+    manifest.kind, manifest.recall, manifest.settings = MAPPED_KIND, record.recall, {"partitions": record.centroids}
     write_manifest(index, manifest)
     if former is None or former.folder != record.folder:
         logger.info(f"the approximate search finds {100 * record.recall:.1f} % of the first {RECALL_DEPTH}")

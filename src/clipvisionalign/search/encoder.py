@@ -131,11 +131,13 @@ class QueryEncoder:
         """
         tower = self.text_tower
         if tower is None:
-            if len(text) < self.aligner.text_tower.max_tokens - _SPECIAL_TOKENS:
-                # A token has one character at least.
+            # A token has one character of these at least.
+            if text.isascii() and len(text) < self.aligner.text_tower.max_tokens - _SPECIAL_TOKENS:
                 return 0
             tokens = self.aligner.text_tower.tokenize([text])
             return len(tokens[0]) if tokens.num_truncated[0] else 0
+        if text.isascii() and len(text) < (tower.tokenizer.truncation or {}).get("max_length", 0) - _SPECIAL_TOKENS:
+            return 0
         encoding = tower.tokenizer.encode(text)
         return sum(encoding.attention_mask) if encoding.overflowing else 0
 

@@ -17,59 +17,32 @@ from clipvisionalign.progress import progress
 ROWS_PER_ADD = 4096
 #: Rows that one thread adds before several do: what is added to a small graph at once may remain without neighbours.
 _FIRST_ROWS = 4096
-#: Neighbours among which each row is looked for in the graph that it was added to, and candidates of that search.
-_NEIGHBOURS, _EXPANSION = 4, 64
 
 
 def add_rows(
     graph: Any,
     encode: Callable[[np.ndarray], np.ndarray],
     vectors: np.ndarray,
-    start: int = 0,
     show_progress: bool = True,
 ) -> None:
-    """Add the vectors from a position on to a graph; their keys are their positions.
+    """Add vectors to a graph; their keys are their positions.
 
     Args:
         graph: A USearch index.
         encode: Gives the form of vectors that the graph holds.
-        vectors: Of all positions, (N, D).
-        start: The first position that is added.
+        vectors: (N, D).
         show_progress: Whether progress is shown on standard error.
     """
-    firsts = range(start, len(vectors), ROWS_PER_ADD)
+    firsts = range(0, len(vectors), ROWS_PER_ADD)
 
     def size(first: int) -> int:
         return min(ROWS_PER_ADD, len(vectors) - first)
 
     description = "adding vectors to the graph"
-    for first in progress(firsts, description, len(vectors) - start, show_progress, units_per_item=size):
+    for first in progress(firsts, description, len(vectors), show_progress, units_per_item=size):
         keys = np.arange(first, first + size(first), dtype=np.uint64)
         codes = encode(np.asarray(vectors[first : first + len(keys)]))
         graph.add(keys, codes, threads=1 if first < _FIRST_ROWS else 0)
-
-
-def unreached_rows(
-    graph: Any, encode: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray, start: int = 0
-) -> np.ndarray:
-    """The rows from a position on that a search by their own vectors does not find, though they belong there.
-
-    Args:
-        graph: A USearch index, with the vectors.
-        encode: Gives the form of vectors that the graph holds.
-        vectors: Of all positions, (N, D).
-        start: The first position that is looked at.
-
-    Returns:
-        Positions, int64.
-    """
-    graph.expansion_search, missed = _EXPANSION, [np.empty(0, dtype=np.int64)]
-    firsts = range(start, len(vectors), ROWS_PER_ADD)
-    for first in progress(firsts, "checking the graph", len(vectors) - start, units_per_item=ROWS_PER_ADD):
-        codes = encode(np.asarray(vectors[first : first + ROWS_PER_ADD]))
-        matches = graph.search(codes, min(_NEIGHBOURS, len(graph)))
-        missed.append(missed_rows(np.arange(first, first + len(codes)), codes, matches))
-    return np.concatenate(missed)
 
 
 def missed_rows(rows: np.ndarray, codes: np.ndarray, matches: Any) -> np.ndarray:
@@ -91,7 +64,5 @@ def missed_rows(rows: np.ndarray, codes: np.ndarray, matches: Any) -> np.ndarray
 
 def _own_distances(codes: np.ndarray) -> np.ndarray:
     """The distance of codes (N, W) from themselves, as USearch gives it, and a little more."""
-    if codes.dtype == np.uint8:
-        return np.zeros(len(codes))
     squares = np.einsum("nw,nw->n", codes, codes, dtype=np.float64)
     return np.asarray(1 - squares + 1e-3 * squares)

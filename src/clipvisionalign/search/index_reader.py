@@ -119,7 +119,10 @@ class IndexReader:
             nearest = stored.search(vectors, [queries[position].count for position in in_memory])
             results = {position: NearestRows(each) for position, each in zip(in_memory, nearest, strict=True)}
         others = [position for position in range(len(queries)) if position not in results]
-        if others:
+        if len(others) == 1:
+            # A thread takes as long to begin as a search of the lists.
+            results[others[0]] = self._search_table(queries[others[0]], columns)
+        elif others:
             with ThreadPoolExecutor(min(len(others), TABLE_SEARCH_THREADS)) as pool:
                 rows = pool.map(lambda position: self._search_table(queries[position], columns), others)
                 results |= dict(zip(others, rows, strict=True))

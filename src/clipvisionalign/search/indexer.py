@@ -72,7 +72,7 @@ from clipvisionalign.search.manifest import (
     recorded_folders,
     shard_storage,
 )
-from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_record, remove_mapped
+from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_settings, remove_mapped
 from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.patch_rows import begin_patches, finish_patches
 from clipvisionalign.search.patches import read_patch_settings
@@ -104,15 +104,15 @@ def build_index(
         metadata: A table with more columns (`metadata.read_metadata`); without one, the index keeps its columns.
         ray: Address of a Ray cluster that encodes, "local" for one on this machine, "" for none.
         workers: Models on the cluster; 0 to choose by its resources.
-        sizes: Numbers of images up to which every search is exact, and up to which graphs are built.
+        sizes: Numbers of images up to which every search is exact, and up to which lists or graphs are built.
         verify: Compare the content of every file, not its size and time.
         allow_drop: Drop any number of rows, and those below folders that cannot be listed.
         group: A column of the data set; images of one value are in one split.
         patches: Keep the patches of images, by which re-ranking opens none: so many as one, 0 as the index has them
             already, else each; None keeps them where the index does.
-        vectors: How the memory-mapped graph of a large index keeps vectors: "float32", "float16", "int8" or "binary";
+        vectors: How the memory-mapped lists of a large index keep vectors: "float32", "float16", "int8" or "binary";
             "" for the way that it has, or int8.
-        vector_width: Numbers of a vector, from its beginning, that the graph keeps; 0 for those that it has, or all.
+        vector_width: Numbers of a vector, from its beginning, that the lists keep; 0 for those that it has, or all.
         shards: Number of complete indexes that the images of a new index are dealt to (`index_parts.py`); None for
             those that the index has, and none of a new one.
         late: Keep patches, and what a search of the whole index by late interaction needs; without it, what an index
@@ -125,7 +125,7 @@ def build_index(
         InvalidIndexError: `out` is an index of another run or folder, has another number of shards, or is something
             else; it cannot be written; too many rows would be dropped (`diff.check_drop`); or a lost shard would have
             no metadata or captions.
-        ValueError: `patches` is given for a design without re-ranking; `vectors` or `vector_width` fits no graph, or
+        ValueError: `patches` is given for a design without re-ranking; `vectors` or `vector_width` fits no lists, or
             none of this aligner's vectors; `shards` is out of range; or `late` cannot be had.
         FileNotFoundError: There is no such folder or run.
         DataError: The data set cannot be read, or there is nothing to index.
@@ -147,7 +147,7 @@ def build_index(
     )  # fmt: skip
     if collection.data is not None:
         log_first("note", differences_from_run(run, collection.data))
-    graph = _graph_settings(index, vectors, vector_width, aligner.width)
+    vector_settings = _vector_settings(index, vectors, vector_width, aligner.width)
     try:
         with _translate_write_errors(index):
             if not collection.listing.files and not has_index(index):
@@ -159,7 +159,7 @@ def build_index(
                 parts = [open_part(index, *each) for each in zip(names, manifests, strict=True)]
                 report = _update_index(
                     run, aligner, collection, index, parts, ray, workers, verify, allow_drop, patches,
-                    partial(_build_ann, sizes=sizes, settings=graph, late=late),
+                    partial(_build_ann, sizes=sizes, settings=vector_settings, late=late),
                 )  # fmt: skip
                 most = max(part.table.count_rows() for part in parts)
                 _note_unused(parts[0].storage, bool(vectors or vector_width), most, sizes)
@@ -176,18 +176,18 @@ def _name_and_model(run: str | Path) -> tuple[str, str]:
     return (str(run) if str(run).startswith("hf-hub:") else folder), folder
 
 
-def _graph_settings(index: Storage, vectors: str, vector_width: int, width: int) -> VectorSettings:
+def _vector_settings(index: Storage, vectors: str, vector_width: int, width: int) -> VectorSettings:
     shards = read_shards(index)
-    record = read_record(shard_storage(index, shards.shards[0]) if shards else index)
-    return check_settings(vectors, vector_width, width, record.settings if record else None)
+    current = read_settings(shard_storage(index, shards.shards[0]) if shards else index)
+    return check_settings(vectors, vector_width, width, current)
 
 
 def _note_unused(index: Storage, given: bool, count: int, sizes: tuple[int, int]) -> None:
-    """Log that settings of the graph have no effect, where the index has none."""
+    """Log that settings of the lists have no effect, where the index has none."""
     if given and not (can_map(index) and sizes[0] < count <= sizes[1]):
         logger.info(
             f"note: --vectors and --vector-width have no effect: they are for indexes of {sizes[0] + 1:,} to "
-            f'{sizes[1]:,} images on a disk of this machine, with usearch (pip install "clipvisionalign[search]")'
+            f'{sizes[1]:,} images on a disk of this machine, with numkong (pip install "clipvisionalign[search]")'
         )
 
 

@@ -30,7 +30,7 @@ class IndexManifest:
         aligner: Fingerprint of its weights (`aligner_fingerprint`).
         folder: Path or URL of the images.
         width: D, the width of a vector.
-        kind: "exact"; "HNSW" of a graph in files beside the tables; or LanceDB's "IVF_HNSW_SQ" or "IVF_PQ".
+        kind: "exact"; "IVF" of lists in files beside the tables; or LanceDB's "IVF_HNSW_SQ" or "IVF_PQ".
         recall: Share of the exact first ten that an approximate search finds, measured on a sample; 1 for "exact".
         settings: Of the approximate index, such as its number of partitions.
         format: Version of this file.

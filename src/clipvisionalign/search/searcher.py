@@ -79,6 +79,7 @@ class Searcher:
         self.storage = Storage(self.manifest.folder)
         self._index_storage = as_storage(index)
         self._assessor: tuple[int, ResultAssessor] | None = None
+        self._metadata: tuple[int, dict[str, ColumnType]] = (-1, {})
         self._reranker = HitReranker(
             self.encoder, self.storage, self.rows, lambda: self.reader.patches,
             lambda: None if isinstance(self.reader, ShardedReader) else self.reader.late,
@@ -101,7 +102,9 @@ class Searcher:
     @property
     def metadata(self) -> dict[str, ColumnType]:
         """The metadata columns, and what they hold."""
-        return metadata_columns(self.table)
+        if self._metadata[0] != self.table.version:
+            self._metadata = self.table.version, metadata_columns(self.table)
+        return self._metadata[1]
 
     @property
     def assessor(self) -> ResultAssessor:

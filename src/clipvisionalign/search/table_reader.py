@@ -20,8 +20,9 @@ from clipvisionalign.search.unreachable import MissingShard
 
 #: Delay after which an open index returns what another process has written.
 READ_CONSISTENCY_INTERVAL = timedelta(seconds=5)
-#: Kinds of an index whose table has no approximate index of its own: of "HNSW" that is beside it (`mapped/`).
-EXACT_KINDS = ("exact", "HNSW")
+#: Kinds of an index whose table has no approximate index of its own: of "IVF" that is beside it
+#: (`mapped/`), as that of "HNSW" was.
+EXACT_KINDS = ("exact", "IVF", "HNSW")
 
 
 def rows_condition(ids: Iterable[int]) -> str:

@@ -5,29 +5,26 @@ An update keeps the centroids and what was computed of images that stayed; it re
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipvisionalign.files import create_array, fsync_paths, new_folder
-from clipvisionalign.search.late.centroids import (
+from clipvisionalign.files import create_array, fsync_paths
+from clipvisionalign.search.centroids import (
     SAMPLE_PER_CENTROID,
     centroid_count,
     find_centroids,
     nearest_centroids,
 )
 from clipvisionalign.search.late.files import (
-    ARRAYS,
-    FOLDER_PREFIX,
+    LATE,
     RECORD_FILE,
     LateFiles,
     LateRecord,
     read_late_record,
     remove_late,
-    remove_other_files,
 )
 from clipvisionalign.search.patches import PATCH_TABLE, read_patch_settings
 from clipvisionalign.search.storage import InvalidIndexError, Storage
@@ -61,28 +58,26 @@ def build_late(index: Storage) -> LateRecord | None:
     table, record = read_image_table(index), read_late_record(index)
     versions = table.version, patches.version
     if record is not None and (record.version, record.patch_version) == versions:
-        remove_other_files(index, record.folder)
+        LATE.remove_others(index, record.folder)
         return record
     if not patches.count_rows():
         remove_late(index)
         return None
     former = _open(index, record, settings.width)
-    folder = index.folder / f"{FOLDER_PREFIX}{uuid.uuid4().hex[:12]}"
-    with new_folder(folder):
+    with LATE.new_folder(index) as folder:
         counts = _write_patches(folder, table, patches, settings.width, former)
         if not all(counts):
             # What the table of patches has is of other images: the folder is one of those that are removed.
             remove_late(index)
             return None
         clustered = write_lists(folder, former)
-        sizes = {name: (folder / f"{name}.npy").stat().st_size for name in ARRAYS}
         record = LateRecord(
             folder.name, *counts, settings.width, len(np.load(folder / "centroids.npy", mmap_mode="r")), clustered,
-            *versions, sizes,
+            *versions, LATE.sizes(folder),
         )  # fmt: skip
-        fsync_paths(*(folder / f"{name}.npy" for name in ARRAYS), folder, index.folder)
+        fsync_paths(*LATE.paths(folder).values(), folder, index.folder)
     index.write(RECORD_FILE, record.to_json())
-    remove_other_files(index, record.folder)
+    LATE.remove_others(index, record.folder)
     return record
 
 
@@ -160,10 +155,12 @@ def write_lists(folder: Path, former: LateFiles | None) -> int:
     else:
         count, rng = centroid_count(len(codes)), np.random.default_rng(0)
         sample = np.sort(rng.permutation(len(codes))[: count * SAMPLE_PER_CENTROID])
-        centroids = find_centroids(read(sample), min(count, len(sample))) if len(sample) else read(sample)
+        centroids = find_centroids(read(sample), min(count, len(sample)), "patches") if len(sample) else read(sample)
         clustered, pending = images, np.arange(len(codes))
     if len(pending):
-        for start, nearest in nearest_centroids(len(pending), lambda first, last: read(pending[first:last]), centroids):
+        for start, nearest in nearest_centroids(
+            len(pending), lambda first, last: read(pending[first:last]), centroids, "patches"
+        ):
             assigned[pending[start : start + len(nearest)]] = nearest
     # Each image once in a list.
     owners = np.repeat(np.arange(images), np.diff(offsets))

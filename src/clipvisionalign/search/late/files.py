@@ -1,7 +1,4 @@
-"""The files by which a whole index is ranked by late interaction, and the record that names them.
-
-late.json is written last, at once: it names a folder of files that nothing changes any more.
-"""
+"""The files by which a whole index is ranked by late interaction, and the record that names them."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from clipvisionalign.files import remove
+from clipvisionalign.search.recorded_files import RecordedFiles
 from clipvisionalign.search.storage import Storage
 
-RECORD_FILE, FOLDER_PREFIX = "late.json", "late-files-"
+RECORD_FILE = "late.json"
 #: Version of the files.
 RECORD_FORMAT = 1
 #: The arrays, as files of NumPy.
@@ -59,6 +56,10 @@ class LateRecord:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
+#: The folders of files, and late.json.
+LATE = RecordedFiles(RECORD_FILE, "late-files-", LateRecord, RECORD_FORMAT, ARRAYS, ".npy")
+
+
 def read_late_record(index: Storage) -> LateRecord | None:
     """Read late.json.
 
@@ -68,16 +69,7 @@ def read_late_record(index: Storage) -> LateRecord | None:
     Returns:
         The record; None where there is none that this version understands, or one of its files is not there whole.
     """
-    text = index.read(RECORD_FILE) if index.is_local else None
-    if text is None:
-        return None
-    try:
-        record = LateRecord(**json.loads(text))
-        folder = index.folder / record.folder
-        whole = all((folder / f"{name}.npy").stat().st_size == record.sizes[name] for name in ARRAYS)
-    except (TypeError, ValueError, KeyError, OSError):
-        return None
-    return record if whole and record.format == RECORD_FORMAT else None
+    return LATE.read(index)
 
 
 def remove_late(index: Storage) -> None:
@@ -90,19 +82,7 @@ def remove_late(index: Storage) -> None:
     """
     if index.is_local and index.read(RECORD_FILE) is not None:
         index.write(RECORD_FILE, json.dumps({"format": RECORD_FORMAT, "images": 0}) + "\n")
-        remove_other_files(index, "")
-
-
-def remove_other_files(index: Storage, folder: str) -> None:
-    """Remove the files of former records.
-
-    Args:
-        index: The storage of the index.
-        folder: The name of the folder that is kept, "" for none.
-    """
-    for path in index.folder.glob(f"{FOLDER_PREFIX}*"):
-        if path.name != folder and path.is_dir():
-            remove(path)
+        LATE.remove_others(index)
 
 
 class LateFiles:
@@ -142,10 +122,9 @@ class LateFiles:
 
     def __init__(self, index: Storage, record: LateRecord) -> None:
         self.record = record
-        for name in ARRAYS:
+        for name, path in LATE.paths(index.folder / record.folder).items():
             # Plain arrays, which are indexed faster than NumPy's own class of mapped ones; they stay mapped.
-            array = np.load(index.folder / record.folder / f"{name}.npy", mmap_mode="r")
-            setattr(self, name, np.asarray(array))
+            setattr(self, name, np.asarray(np.load(path, mmap_mode="r")))
 
     def positions_of(self, ids: np.ndarray) -> np.ndarray:
         """The positions of images.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 
-from clipvisionalign.search.late.files import RECORD_FILE, LateFiles, read_late_record
+from clipvisionalign.search.late.files import LATE, RECORD_FILE, LateFiles
 from clipvisionalign.search.late.ranking import LateQuery, rank_images, score_images
 from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.table_reader import TableReader
 from clipvisionalign.search.tables import content_checksums
-
-#: Openings of files that another process replaces at the same time.
-_ATTEMPTS = 5
 
 
 @dataclass
@@ -50,6 +46,11 @@ class LateReader:
         self.index, self.table = index, table
         self._snapshot: _Snapshot | None = None
         self._lock = Lock()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the index has such files."""
+        return LATE.read(self.index) is not None
 
     def nearest(self, query: LateQuery, count: int, where: str = "") -> tuple[list[int], list[float], int]:
         """The images of the greatest pair scores.
@@ -87,7 +88,7 @@ class LateReader:
             From some of these numbers to their pair scores; None where the index has no such files, or they lack one of
             the images.
         """
-        if self._status() is None:
+        if LATE.stamp(self.index) is None:
             return None
         try:
             snapshot = self._current_snapshot()
@@ -101,21 +102,14 @@ class LateReader:
             snapshot.files, query, np.array([position_of[number] for number in some], dtype=np.int64)
         )
 
-    def _status(self) -> os.stat_result | None:
-        """Of the record's file; None where there is none."""
-        try:
-            return (self.index.folder / RECORD_FILE).stat() if self.index.is_local else None
-        except OSError:
-            return None
-
     def _current_snapshot(self) -> _Snapshot:
-        status = self._status()
-        if status is None:
+        stamp = LATE.stamp(self.index)
+        if stamp is None:
             raise InvalidIndexError(
                 f"{self.index}: has no centroids of patches: 'clipvisionalign index RUN FOLDER --out {self.index} "
                 "--late' writes them, and encodes nothing again where patches are kept"
             )
-        key = ((status.st_ino, status.st_mtime_ns), self.table.version)
+        key = stamp, self.table.version
         with self._lock:
             snapshot = self._snapshot
             if snapshot is None or (snapshot.stamp, snapshot.version) != key:
@@ -134,15 +128,10 @@ class LateReader:
         return _Snapshot(stamp, version, files, alive, int((~same).sum()))
 
     def _open_files(self) -> LateFiles:
-        for _ in range(_ATTEMPTS):
-            record = read_late_record(self.index)
-            try:
-                if record is not None:
-                    return LateFiles(self.index, record)
-            except (OSError, ValueError):
-                # Another process has replaced the files between the record and them.
-                continue
-        raise InvalidIndexError(
-            f"{self.index}/{RECORD_FILE}: it or files that it names are not whole: 'clipvisionalign index' writes them "
-            "again"
-        )
+        files = LATE.open(self.index, LateFiles)
+        if files is None:
+            raise InvalidIndexError(
+                f"{self.index}/{RECORD_FILE}: it or files that it names are not whole: 'clipvisionalign index' writes "
+                "them again"
+            )
+        return files

@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,26 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.files import create_array, fsync_paths, new_folder, remove
-from clipvisionalign.search.graph import add_rows, unreached_rows
+from clipvisionalign.files import create_array, fsync_paths, remove
 from clipvisionalign.search.hits import HIT_COLUMNS
-from clipvisionalign.search.mapped.codes import VectorSettings, int8_scale, make_encoder
+from clipvisionalign.search.mapped.codes import Encoder, VectorSettings, int8_scale, make_encoder
 from clipvisionalign.search.mapped.files import (
-    FILES,
-    FOLDER_PREFIX,
-    GRAPH_FILE,
+    CENTROID_FILE,
+    CODE_FILE,
     KEY_FILE,
+    LIST_FILES,
+    MAPPED,
+    MEMBER_FILE,
+    OFFSET_FILE,
     RECORD_FILE,
     ROW_FILE,
     ROWS_PER_BLOCK,
-    UNREACHED_FILE,
     VECTOR_FILE,
     MappedFiles,
     MappedRecord,
-    new_graph,
     read_record,
 )
-from clipvisionalign.search.mapped.recall import choose_expansion
+from clipvisionalign.search.mapped.recall import choose_reach
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import TableReader, rows_condition
 from clipvisionalign.search.tables import content_checksums, metadata_columns, read_image_table, vector_column
@@ -42,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: Share of deleted rows from which on the files are rebuilt.
 MAX_DELETED = 0.2
+#: Share of the rows that centroids were made of by which an index may have grown before they are made again.
+MAX_GROWTH = 2.0
 #: Rows that are copied at a time.
 _ROWS_PER_COPY = 65_536
 #: New rows up to which their vectors are read by their ids, and how many at a time.
@@ -75,8 +76,8 @@ def build_mapped(
     Args:
         index: The storage of the index, a folder.
         width: D, the width of its vectors.
-        settings: How the graph keeps vectors.
-        text_vectors: Gives vectors of words (M, D), by which the search of the graph is made wide enough.
+        settings: How the lists keep vectors.
+        text_vectors: Gives vectors of words (M, D), by which the search is made wide enough.
 
     Returns:
         The record of the files.
@@ -88,24 +89,23 @@ def build_mapped(
     if former is not None and (former.settings, former.width) != (settings, width):
         former = None
     if former is not None and former.version == table.version and _is_whole(index, former, table.count_rows()):
-        _remove_others(index, former.folder)
+        MAPPED.remove_others(index, former.folder)
         return former
     columns = tuple(dict.fromkeys((*HIT_COLUMNS, *metadata_columns(table))))
     rows = table.read([*columns, "hash"])
     plan = _plan(index, former, rows)
-    folder = index.folder / f"{FOLDER_PREFIX}{uuid.uuid4().hex[:12]}"
-    with new_folder(folder):
+    with MAPPED.new_folder(index) as folder:
         record = _write_files(folder, table, plan, settings, width)
         _write_rows(folder / ROW_FILE, rows.select(list(columns)), plan.ids)
-        record = replace(record, sizes={name: (folder / name).stat().st_size for name in FILES})
+        record = replace(record, sizes=MAPPED.sizes(folder))
         if plan.former is not None and not len(plan.new):
-            record = replace(record, expansion=plan.former.record.expansion, recall=plan.former.record.recall)
+            record = replace(record, reach=plan.former.record.reach, recall=plan.former.record.recall)
         else:
-            expansion, recall = choose_expansion(MappedFiles(index, record), text_vectors)
-            record = replace(record, expansion=expansion, recall=recall)
-        fsync_paths(*(folder / name for name in FILES), folder, index.folder)
+            reach, recall = choose_reach(MappedFiles(index, record), text_vectors)
+            record = replace(record, reach=reach, recall=recall)
+        fsync_paths(*MAPPED.paths(folder).values(), folder, index.folder)
     index.write(RECORD_FILE, record.to_json())
-    _remove_others(index, record.folder)
+    MAPPED.remove_others(index, record.folder)
     return record
 
 
@@ -125,13 +125,7 @@ def remove_mapped(index: Storage) -> None:
     """
     if index.is_local:
         remove(index.folder / RECORD_FILE)
-        _remove_others(index, "")
-
-
-def _remove_others(index: Storage, folder: str) -> None:
-    for path in index.folder.glob(f"{FOLDER_PREFIX}*"):
-        if path.name != folder and path.is_dir():
-            remove(path)
+        MAPPED.remove_others(index)
 
 
 def _plan(index: Storage, former: MappedRecord | None, rows: Any) -> _Plan:
@@ -143,7 +137,7 @@ def _plan(index: Storage, former: MappedRecord | None, rows: Any) -> _Plan:
     try:
         files = MappedFiles(index, former)
     except (OSError, ValueError, RuntimeError):
-        # Of another version of USearch, or damaged: the table has all.
+        # Damaged: the table has all.
         return whole
     positions = files.positions_of(ids)
     kept = (positions >= 0) & (files.contents[positions] == contents)
@@ -158,37 +152,77 @@ def _plan(index: Storage, former: MappedRecord | None, rows: Any) -> _Plan:
 
 
 def _write_files(folder: Path, table: TableReader, plan: _Plan, settings: VectorSettings, width: int) -> MappedRecord:
-    """Vectors, keys and graph; the record has neither sizes nor the width of a search."""
+    """Vectors, keys and lists; the record has neither sizes nor how far a search reads on."""
     count, former = len(plan.ids), plan.former
     start = 0 if former is None else former.record.positions
     np.save(folder / KEY_FILE, np.stack([plan.ids, plan.contents]))
+    live = int((plan.ids >= 0).sum())
     if former is not None and not len(plan.new):
-        for name in (VECTOR_FILE, GRAPH_FILE, UNREACHED_FILE):
+        for name in (VECTOR_FILE, *LIST_FILES):
             _link(table_folder(folder, former) / name, folder / name)
-        scale = former.record.scale
+        scale, centroids, clustered = former.record.scale, former.record.centroids, former.record.clustered
     else:
         vectors = create_array(folder / VECTOR_FILE, np.float32, (count, width))
         if former is not None:
             for first in range(0, start, _ROWS_PER_COPY):
                 vectors[first : min(first + _ROWS_PER_COPY, start)] = former.vectors[first : first + _ROWS_PER_COPY]
         _read_vectors(table, plan.new, vectors[start:])
-        scale = int8_scale(vectors, settings) if former is None else former.record.scale
-        encoder = make_encoder(settings, width, scale)
-        graph = new_graph(encoder)
-        if former is not None:
-            graph.load(table_folder(folder, former) / GRAPH_FILE)
-        add_rows(graph, encoder.encode, vectors, start)
-        missed = unreached_rows(graph, encoder.encode, vectors, start)
-        np.save(folder / UNREACHED_FILE, missed if former is None else np.concatenate([former.unreached, missed]))
-        try:
-            graph.save(folder / GRAPH_FILE)
-        except RuntimeError as error:
-            raise OSError(errno.EIO, f"the graph of vectors: {error}") from error
+        scale = int8_scale(vectors, settings)
+        centroids, clustered = _write_lists(
+            folder, vectors, plan.ids >= 0, make_encoder(settings, width, scale), former
+        )
         vectors.flush()
     return MappedRecord(
-        folder.name, table.version, count, int((plan.ids >= 0).sum()), width, settings.code, settings.width, scale,
-        expansion=0, recall=0.0, sizes={},
+        folder.name, table.version, count, live, width, settings.code, settings.width, scale, centroids, clustered,
+        reach=0.0, recall=0.0, sizes={},
     )  # fmt: skip
+
+
+def _write_lists(
+    folder: Path, vectors: np.ndarray, live: np.ndarray, encoder: Encoder, former: MappedFiles | None
+) -> tuple[int, int]:
+    """Centroids, and the vectors of the live rows, list after list; the number of lists, and of the rows that they were
+    made of."""
+    # Here, as it imports PyTorch, which a search does without.
+    from clipvisionalign.search.centroids import (
+        SAMPLE_PER_CENTROID,
+        centroid_count,
+        find_centroids,
+        nearest_centroids,
+    )
+
+    assigned, rows = np.full(len(vectors), -1, dtype=np.int32), np.flatnonzero(live)
+    if former is not None and len(rows) <= MAX_GROWTH * former.record.clustered:
+        centroids, clustered = np.array(former.centroids), former.record.clustered
+        assigned[: former.record.positions] = former.assigned()
+        assigned[~live] = -1
+    else:
+        # The power of two that is nearest, in ratio, to four times the square root.
+        count, clustered = centroid_count(2 * len(rows)), len(rows)
+        sample = np.random.default_rng(0).permutation(rows)[: max(1, count * SAMPLE_PER_CENTROID)]
+        read = encoder.shorten(np.asarray(vectors[np.sort(sample)]))
+        centroids = find_centroids(read, min(count, len(read)), "vectors") if len(read) else read
+    pending = rows[assigned[rows] < 0]
+    if len(pending):
+        lists = nearest_centroids(
+            len(pending), lambda first, last: encoder.shorten(vectors[pending[first:last]]), centroids, "vectors"
+        )
+        for first, nearest in lists:
+            assigned[pending[first : first + len(nearest)]] = nearest
+    members = rows[np.argsort(assigned[rows], kind="stable")]
+    sizes = np.bincount(assigned[rows], minlength=len(centroids))
+    np.save(folder / CENTROID_FILE, centroids)
+    np.save(folder / MEMBER_FILE, members.astype(np.int32))
+    np.save(folder / OFFSET_FILE, np.concatenate([[0], np.cumsum(sizes)]))
+    one = encoder.encode(np.zeros((1, vectors.shape[1]), dtype=np.float32))
+    codes = create_array(folder / CODE_FILE, one.dtype, (len(members), one.shape[1]))
+    slots = np.empty(len(vectors), dtype=np.int64)
+    slots[members] = np.arange(len(members))
+    for first in range(0, len(rows), _ROWS_PER_COPY):
+        block = rows[first : first + _ROWS_PER_COPY]
+        codes[slots[block]] = encoder.encode(vectors[block])
+    codes.flush()
+    return len(centroids), clustered
 
 
 def table_folder(folder: Path, files: MappedFiles) -> Path:
@@ -212,7 +246,10 @@ def _read_vectors(table: TableReader, ids: np.ndarray, vectors: np.ndarray) -> N
         batch_ids = np.asarray(rows["id"].to_numpy(), dtype=np.int64)
         at = np.minimum(np.searchsorted(ordered, batch_ids), max(0, len(ordered) - 1))
         wanted = ordered[at] == batch_ids
-        vectors[order[at[wanted]]] = vector_column(rows)[wanted]
+        block = vector_column(rows)[wanted]
+        # A vector that is no direction is near to none.
+        block[~np.isfinite(block).all(axis=1)] = 0.0
+        vectors[order[at[wanted]]] = block
         read += int(wanted.sum())
     if read != len(ids):
         raise OSError(errno.EIO, f"{len(ids) - read:,} rows have no vector: another process may be writing the index")

@@ -1,7 +1,8 @@
-"""The form in which the graph keeps vectors: full numbers, bytes or bits, of all of a vector or of its beginning."""
+"""The form in which the lists keep vectors: full numbers, bytes or bits, of all of a vector or of its beginning."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -12,15 +13,15 @@ CodeName = Literal["float32", "float16", "int8", "binary"]
 CODES: tuple[CodeName, ...] = get_args(CodeName)
 #: Candidates that are compared again by their full vectors, per row that is wanted: the more, the coarser the form.
 _REFINE: dict[CodeName, int] = {"float32": 1, "float16": 2, "int8": 4, "binary": 32}
-#: The same for vectors of which the beginning alone is in the graph.
+#: The same for vectors of which the beginning alone is in the lists.
 _REFINE_SHORTENED = 24
-#: Rows from which the greatest number of a vector is taken, and bytes' greatest value.
+#: Rows whose greatest number is taken at a time, and bytes' greatest value.
 _SCALE_ROWS, _INT8_MAX = 20_000, 127
 
 
 @dataclass(frozen=True)
 class VectorSettings:
-    """How the graph keeps vectors.
+    """How the lists keep vectors.
 
     Attributes:
         code: "float32", "float16", "int8" or "binary" (the signs alone).
@@ -36,7 +37,7 @@ def check_settings(code: str, width: int, full_width: int, current: VectorSettin
 
     Args:
         code: A form of `CODES`; "" for that of the index, or int8.
-        width: Numbers of a vector that the graph keeps; 0 for those of the index, or all.
+        width: Numbers of a vector that the lists keep; 0 for those of the index, or all.
         full_width: D, the width of the vectors.
         current: The settings of the index so far, if there are any.
 
@@ -60,7 +61,7 @@ def check_settings(code: str, width: int, full_width: int, current: VectorSettin
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes vectors into the form of a graph.
+    """Encodes vectors into the form of the lists, and compares them in it.
 
     Attributes:
         code: The form.
@@ -89,6 +90,72 @@ class Encoder:
         if self.code == "int8":
             return np.clip(np.rint(vectors * self.scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
         return np.ascontiguousarray(vectors, dtype=self.code)
+
+    def shorten(self, vectors: np.ndarray) -> np.ndarray:
+        """The beginnings of vectors that are kept.
+
+        Args:
+            vectors: (N, D), float32, unit length.
+
+        Returns:
+            (N, W), float32, unit length.
+        """
+        return _shortened(vectors, self.width)
+
+    def scorer(self, query: np.ndarray) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+        """What compares encoded vectors with a query.
+
+        Args:
+            query: (D,), float32, unit length.
+
+        Returns:
+            From parts of codes, each (N, ...), to the cosines of all with the query, (M,), as far as the form has them.
+        """
+        code = self.encode(query[None])
+        if self.code == "binary":
+            bits = 8 * code.shape[1]
+
+            def angle(codes: np.ndarray) -> np.ndarray:
+                """Of two directions that many signs differ in it is that share of a half-turn, about."""
+                return np.asarray(np.pi / bits * np.bitwise_count(codes ^ code[0]).sum(axis=1, dtype=np.int32))
+
+            return lambda parts: np.cos(np.concatenate([angle(codes) for codes in parts]))
+        if self.code == "float32":
+            return lambda parts: np.concatenate([codes @ code[0] for codes in parts])
+        if self.code == "int8":
+            products, unit = byte_products(self.shorten(query[None])[0], self.scale)
+        else:
+            products, unit = inner_products(code[0]), np.float32(1.0)
+        return lambda parts: np.concatenate([products(codes) for codes in parts]) * unit
+
+
+def byte_products(query: np.ndarray, scale: float) -> tuple[Callable[[np.ndarray], np.ndarray], np.float32]:
+    """What multiplies rows of bytes with a query, which is rounded by its own greatest number: none of it is cut.
+
+    Args:
+        query: (W,) float32.
+        scale: By what the rows were multiplied.
+
+    Returns:
+        From (N, W) int8 to (N,) int32; and what these are multiplied by to be inner products.
+    """
+    steps = _INT8_MAX / max(float(np.abs(query).max()), 1e-6)
+    return inner_products(np.rint(query * steps).astype(np.int8)), np.float32(1 / (scale * steps))
+
+
+def inner_products(code: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What multiplies rows of bytes, or in half precision, with one; by one thread.
+
+    Args:
+        code: (W,) int8 or float16.
+
+    Returns:
+        From (N, W) to (N,), int32 or float32.
+    """
+    import numkong
+
+    packed = numkong.dots_pack(code[None])
+    return lambda codes: np.asarray(numkong.dots_packed(codes, packed))[:, 0]
 
 
 def _shortened(vectors: np.ndarray, width: int) -> np.ndarray:
@@ -121,13 +188,14 @@ def int8_scale(vectors: np.ndarray, settings: VectorSettings) -> float:
     One number for all dimensions keeps the order of inner products, of rows with queries and of rows with rows.
 
     Args:
-        vectors: (N, D), a sample of the rows or all.
+        vectors: (N, D), all rows.
         settings: Of the index.
 
     Returns:
         The factor.
     """
-    sample = np.asarray(vectors[:: max(1, len(vectors) // _SCALE_ROWS)], dtype=np.float32)
-    sample = _shortened(sample, settings.width or sample.shape[1])
-    greatest = float(np.abs(sample).max()) if sample.size else 1.0
+    greatest = 0.0
+    for start in range(0, len(vectors), _SCALE_ROWS):
+        rows = np.asarray(vectors[start : start + _SCALE_ROWS], dtype=np.float32)
+        greatest = max(greatest, float(np.abs(_shortened(rows, settings.width or rows.shape[1])).max()))
     return _INT8_MAX / max(greatest, 1e-6)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipvisionalign.search.mapped.files import RECORD_FILE, MappedFiles, can_map, read_record
+from clipvisionalign.search.mapped.files import MAPPED, RECORD_FILE, MappedFiles, Selection, can_map
 from clipvisionalign.search.mapped.search import search_files
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.table_reader import TableReader, rows_condition
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 MAX_UNMAPPED_ROWS = 50_000
 #: Filters whose rows are kept.
 KEPT_FILTERS = 32
-#: Openings of files that another process replaces at the same time.
-_ATTEMPTS = 5
 
 
 @dataclass
@@ -35,23 +33,21 @@ class _Snapshot:
         stamp: Identity of the record's file.
         version: Of the table.
         files: The files.
-        alive: Which positions are rows of the table, (positions,); None for all.
-        alive_count: Number of these.
+        alive: The rows of the table; None for all.
         other_ids: Rows of the table that the files lack, (M,).
         other_vectors: Their vectors, (M, D).
         current: Whether the files are of this version.
-        filters: For each filter in SQL which positions and which other rows it leaves.
+        filters: For each filter in SQL which rows of the files and which others it leaves.
     """
 
     stamp: tuple[int, int]
     version: int
     files: MappedFiles
-    alive: np.ndarray | None
-    alive_count: int
+    alive: Selection | None
     other_ids: np.ndarray
     other_vectors: np.ndarray
     current: bool
-    filters: OrderedDict[str, tuple[np.ndarray, int, np.ndarray]] = field(default_factory=OrderedDict)
+    filters: OrderedDict[str, tuple[Selection, np.ndarray]] = field(default_factory=OrderedDict)
 
 
 class MappedReader:
@@ -114,10 +110,10 @@ class MappedReader:
         if snapshot is None:
             return None
         vector = np.asarray(vector, dtype=np.float32)
-        allowed, kept, others = snapshot.alive, snapshot.alive_count, np.ones(len(snapshot.other_ids), dtype=bool)
+        selection, others = snapshot.alive, np.ones(len(snapshot.other_ids), dtype=bool)
         if where:
-            allowed, kept, others = self._filtered(snapshot, where)
-        positions, scores = search_files(snapshot.files, vector, count, allowed, kept)
+            selection, others = self._filtered(snapshot, where)
+        positions, scores = search_files(snapshot.files, vector, count, selection)
         ids = np.asarray(snapshot.files.ids[positions])
         other_ids = snapshot.other_ids[others]
         if len(other_ids):
@@ -143,8 +139,8 @@ class MappedReader:
         there = [number for number, row_id in enumerate(ids.tolist()) if row_id in by_id]
         return [{name: by_id[int(ids[number])][name] for name in columns} for number in there], scores[there]
 
-    def _filtered(self, snapshot: _Snapshot, where: str) -> tuple[np.ndarray, int, np.ndarray]:
-        """Which positions a filter leaves, their number, and which other rows."""
+    def _filtered(self, snapshot: _Snapshot, where: str) -> tuple[Selection, np.ndarray]:
+        """Which rows of the files a filter leaves, and which others."""
         kept = snapshot.filters.get(where)
         if kept is None:
             ids = np.asarray(self.table.read(["id"], where)["id"].to_numpy(), dtype=np.int64)
@@ -152,8 +148,8 @@ class MappedReader:
             allowed = np.zeros(snapshot.files.record.positions, dtype=bool)
             allowed[positions[positions >= 0]] = True
             if snapshot.alive is not None:
-                allowed &= snapshot.alive
-            kept = (allowed, int(allowed.sum()), np.isin(snapshot.other_ids, ids))
+                allowed &= snapshot.alive.mask
+            kept = (Selection(snapshot.files, allowed), np.isin(snapshot.other_ids, ids))
             with self._lock:
                 snapshot.filters[where] = kept
                 while len(snapshot.filters) > KEPT_FILTERS:
@@ -164,11 +160,10 @@ class MappedReader:
         """The files with the table as it is now; None where the table has to be searched itself."""
         if not self._possible:
             return None
-        try:
-            status = (self.index.folder / RECORD_FILE).stat()
-        except OSError:
+        stamp = MAPPED.stamp(self.index)
+        if stamp is None:
             return None
-        key = ((status.st_ino, status.st_mtime_ns), self.table.version)
+        key = stamp, self.table.version
         snapshot = self._snapshot
         if snapshot is not None and (snapshot.stamp, snapshot.version) == key:
             return snapshot
@@ -188,39 +183,32 @@ class MappedReader:
             return None
         none = np.empty(0, dtype=np.int64), np.empty((0, files.record.width), dtype=np.float32)
         if files.record.version == version and files.record.live == self.table.count_rows():
-            alive = None if files.record.live == files.record.positions else ~files.deleted
-            return _Snapshot(stamp, version, files, alive, files.record.live, *none, current=True)
+            alive = None if files.record.live == files.record.positions else Selection(files, ~files.deleted)
+            return _Snapshot(stamp, version, files, alive, *none, current=True)
         rows = self.table.read(["id", "hash"])
         ids = np.asarray(rows["id"].to_numpy(), dtype=np.int64)
         positions = files.positions_of(ids)
         same = (positions >= 0) & (files.contents[positions] == content_checksums(rows["hash"]))
-        alive = np.zeros(files.record.positions, dtype=bool)
-        alive[positions[same]] = True
+        kept = np.zeros(files.record.positions, dtype=bool)
+        kept[positions[same]] = True
         others = ids[~same]
         if len(others) > MAX_UNMAPPED_ROWS:
             logger.info(
-                f"note: {self.index}: {len(others):,} of its images are new to its graph of vectors, which is not used "
-                "until 'clipvisionalign index' has brought it up to date"
+                f"note: {self.index}: {len(others):,} of its images are new to its lists of vectors, which are not "
+                "used until 'clipvisionalign index' has brought them up to date"
             )
             return None
         other_ids, other_vectors = self._read_vectors(others) if len(others) else none
-        return _Snapshot(stamp, version, files, alive, int(alive.sum()), other_ids, other_vectors, current=False)
+        return _Snapshot(stamp, version, files, Selection(files, kept), other_ids, other_vectors, current=False)
 
     def _open_files(self) -> MappedFiles | None:
-        for _ in range(_ATTEMPTS):
-            record = read_record(self.index)
-            if record is None:
-                continue
-            try:
-                return MappedFiles(self.index, record)
-            except (OSError, ValueError, RuntimeError):
-                # Another process has replaced the files between the record and them.
-                continue
-        logger.info(
-            f"note: {self.index}/{RECORD_FILE}: its files are not there whole, and are not used: "
-            "'clipvisionalign index' writes them again"
-        )
-        return None
+        files = MAPPED.open(self.index, MappedFiles)
+        if files is None:
+            logger.info(
+                f"note: {self.index}/{RECORD_FILE}: its files are not there whole, and are not used: "
+                "'clipvisionalign index' writes them again"
+            )
+        return files
 
     def _read_vectors(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         where = rows_condition(ids) if len(ids) < self.table.count_rows() / 2 else ""
