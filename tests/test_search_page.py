@@ -61,7 +61,7 @@ def served(*indexes: Path, token: str = "", arguments: tuple[str, ...] = ()):
 def indexes(tmp_path_factory, scenes_folder, tiny_runs):
     folder = tmp_path_factory.mktemp("served")
     for design in ("late", "self"):
-        build_index(tiny_runs[design], scenes_folder, folder / design, captions=design == "late")
+        build_index(tiny_runs[design], scenes_folder, folder / design, captions=design == "late", late=design == "late")
     return folder
 
 
@@ -525,6 +525,33 @@ def test_compare_and_re_rank(page):
     assert address(page) == {"q": ["a star"], "rerank": ["1"], "compare": ["1"], "count": ["10"]}
 
 
+def test_all_images_are_ranked_word_by_word(page, service):
+    plain = search_for(page, "a star")
+    with urllib.request.urlopen(f"{service}/search?q=a+star&count=40&late=true") as response:
+        whole = [hit["path"] for hit in json.load(response)["found"]]
+    assert plain[:40] != whole
+    open_options(page)
+    rerank, late = page.get_by_label("re-rank the first 32"), page.get_by_label("rank all images word by word")
+    rerank.check()
+    late.check()
+    assert not rerank.is_checked()
+    assert search_for(page, "a star")[:40] == whole
+    assert address(page) == {"q": ["a star"], "late": ["1"]}
+    page.reload()
+    until_answered(page, "a star")
+    assert paths(page)[:40] == whole
+    open_options(page)
+    # The other index has no files for it, and gives what it gives without.
+    page.get_by_label("compare both indexes").check()
+    search_for(page, "a star")
+    with urllib.request.urlopen(f"{service}/search?q=a+star&count=40&index=1") as response:
+        other = [hit["path"] for hit in json.load(response)["found"]]
+    sections = page.locator(".columns section")
+    assert sections.nth(1).locator(".name").evaluate_all("names => names.map(name => name.title)")[:40] == other
+    rerank.check()
+    assert not late.is_checked()
+
+
 def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
     context = browser.new_context()
     page = context.new_page()
@@ -532,7 +559,7 @@ def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):
     until(page, "document.getElementById('status').textContent.includes('images')")
     open_options(page)
     assert page.get_by_label("Filter").is_visible()
-    for label in ("compare both indexes", "re-rank the first 32", "Promise"):
+    for label in ("compare both indexes", "re-rank the first 32", "rank all images word by word", "Promise"):
         assert not page.get_by_label(label).is_visible()
     page.locator(".found .open").first.press("Enter")
     assert not page.get_by_role("button", name="Captions").is_visible()
@@ -754,9 +781,11 @@ def test_a_date_and_a_place_become_parts_of_the_filter(page, service):
         route.fulfill(json={"found": [], "total": 0, "next": None})
 
     page.route("**/health", health_with_facets)
-    page.route("**/facets", lambda route: route.fulfill(json=FACETS))
+    note = "shard-02 cannot be read: its 30 images are missing"
+    page.route("**/facets", lambda route: route.fulfill(json=FACETS | {"notes": [note]}))
     page.route("**/browse?*", browse)
     page.goto(f"{service}/?where=width+%3E+3+or+height+%3E+3")
+    page.locator("#facets").get_by_text(note).wait_for()
     page.get_by_text("Dates").click()
     for name, where in (
         ("May 2023: 40 images", "(width > 3 or height > 3) and taken = 2023-05"),

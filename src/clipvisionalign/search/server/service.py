@@ -11,6 +11,7 @@ from clipvisionalign.images import open_image
 from clipvisionalign.search.browse import Browser
 from clipvisionalign.search.facets import FacetCounts
 from clipvisionalign.search.filters import FILTER_COLUMNS
+from clipvisionalign.search.index_reader import IndexReader
 from clipvisionalign.search.judgement_store import JudgementStore
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.searcher import Hits, Searcher
@@ -147,6 +148,7 @@ def index_info(searcher: Searcher) -> dict[str, Any]:
         "recall": searcher.manifest.recall,
         "design": searcher.encoder.design,
         "reranks": searcher.encoder.reranks,
+        "late": isinstance(searcher.reader, IndexReader) and searcher.reader.late.is_there,
         "captions": 0 if searcher.caption_table is None else searcher.caption_table.count_rows(),
         "filters": [*FILTER_COLUMNS, *searcher.metadata],
         **shards,

@@ -35,9 +35,9 @@ export class Facets {
   /** Read the counts, where the index has one of the columns. */
   async load(filters) {
     if (!COLUMNS.some((name) => filters.includes(name))) return;
-    const { months, places, cameras } = await ask("/facets");
+    const { months, places, cameras, notes = [] } = await ask("/facets");
     const groups = [["Dates", months, () => this.calendar(months)], ["Places", places, () => this.list(places)], ["Cameras", cameras, () => this.list(cameras)]];
-    by("facets").replaceChildren(...groups.filter(([, values]) => values?.length).map(([name, , draw]) => element("details", { class: "facet" }, element("summary", {}, name), draw())));
+    by("facets").replaceChildren(...groups.filter(([, values]) => values?.length).map(([name, , draw]) => element("details", { class: "facet" }, element("summary", {}, name), draw())), ...notes.map((note) => element("p", { class: "hint" }, note)));
     this.show(this.where);
   }
 

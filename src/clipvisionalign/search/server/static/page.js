@@ -47,6 +47,7 @@ function writeForm() {
   by("promise").value = query.promise;
   by("promise-label").hidden &&= !query.promise;
   by("rerank").checked = query.rerank;
+  by("late").checked = query.late;
   by("compare").checked = query.compare;
   by("picture").value = "";
   facets.show(query.where);
@@ -57,7 +58,7 @@ function writeForm() {
     by("chips").append(element("li", { class: "example" }, image, element("span", {}, `like ${name}`), button("×", () => run({ ...query, upload: null, like: null }), { "aria-label": "Remove the image from the query" })));
     by("chips").hidden = false;
   }
-  const active = [query.minus.length && "without", query.where && "filter", query.promise && "promise", query.rerank && "re-ranked", query.compare && "compared"].filter(Boolean);
+  const active = [query.minus.length && "without", query.where && "filter", query.promise && "promise", query.rerank && "re-ranked", query.late && about.indexes.some((each) => each.late) && "word by word", query.compare && "compared"].filter(Boolean);
   by("active-options").textContent = active.length ? `: ${active.join(", ")}` : "";
 }
 
@@ -65,7 +66,7 @@ function readForm() {
   return {
     ...emptyQuery(), q: words.terms, minus: minus.terms, where: by("where").value.trim(),
     count: Math.min(100, Math.max(1, Math.round(Number(by("count").value)) || emptyQuery().count)),
-    promise: by("promise").value, rerank: by("rerank").checked, compare: by("compare").checked,
+    promise: by("promise").value, rerank: by("rerank").checked, late: by("late").checked, compare: by("compare").checked,
   };
 }
 
@@ -105,8 +106,11 @@ function pageLoader(asked, index) {
     if (kind === "words") {
       for (const text of asked.q) values.append("q", text);
       for (const text of asked.minus) values.append("minus", text);
-      if (asked.rerank && about.indexes[index].reranks && above) values.set("rerank", RERANKED);
-      if (asked.promise && above) values.set("promise", asked.promise);
+      // All images in one ranking, in which nothing is re-ranked or promised.
+      const whole = asked.late && about.indexes[index].late;
+      if (whole) values.set("late", "true");
+      if (asked.rerank && about.indexes[index].reranks && above && !whole) values.set("rerank", RERANKED);
+      if (asked.promise && above && !whole) values.set("promise", asked.promise);
     } else {
       path = "/similar";
       if (kind === "like") values.set("id", asked.like);
@@ -116,7 +120,8 @@ function pageLoader(asked, index) {
       }
     }
     const answer = await ask(`${path}?${values}`, options);
-    column.notes ??= answer.notes ?? [];
+    const byVectors = asked.late && kind === "words" && !about.indexes[index].late;
+    column.notes ??= [...(answer.notes ?? []), ...(byVectors ? [`index ${index + 1} is not ranked word by word: it has no files for it ('index --late')`] : [])];
     if (answer.nothing && !offset) column.reason = answer.reason || "no image fits better than chance";
     const end = offset + answer.found.length, done = answer.found.length < asked.count || offset + asked.count > MAX_OFFSET;
     if (!answer.promise || !above) return { hits: answer.found, done };
@@ -218,6 +223,7 @@ const watch = new IntersectionObserver((entries) => { if (entries.some((entry) =
 
 by("query").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
 by("picture").addEventListener("change", () => searchWithFile(by("picture").files[0]));
+for (const [name, other] of [["rerank", "late"], ["late", "rerank"]]) by(name).addEventListener("change", () => { if (by(name).checked) by(other).checked = false; });
 by("more").addEventListener("click", async () => {
   const [column] = columns, next = column.hits.length;
   await more();
@@ -262,6 +268,7 @@ try {
   if (!about.indexes) throw new Error("The service asks for its token: open the link that 'serve' printed.");
   by("compare-label").hidden = about.indexes.length < 2;
   by("rerank-label").hidden = !about.indexes.some((each) => each.reranks);
+  by("late-label").hidden = !about.indexes.some((each) => each.late);
   by("columns").textContent = `Filter by ${about.indexes[0].filters.join(", ")}.`;
   const state = history.state ?? {};
   await run(readQuery(location.search), { history: "replace", loaded: state.loaded, scroll: state.scroll });

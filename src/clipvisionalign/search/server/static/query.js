@@ -1,9 +1,9 @@
-// The query, and how the address holds it: q, minus, where, count, promise, rerank, compare; like for an image.
+// The query, and how the address holds it: q, minus, where, count, promise, rerank, late, compare; like for an image.
 
 export const DEFAULT_COUNT = 40;
 
 export const emptyQuery = () => ({
-  q: [], minus: [], where: "", count: DEFAULT_COUNT, promise: "", rerank: false, compare: false,
+  q: [], minus: [], where: "", count: DEFAULT_COUNT, promise: "", rerank: false, late: false, compare: false,
   like: null, index: 0, upload: null,
 });
 
@@ -17,7 +17,7 @@ export function readQuery(search) {
     q: texts("q"), minus: texts("minus"), where: (values.get("where") ?? "").trim(),
     count: Math.min(100, Math.max(1, number("count") ?? DEFAULT_COUNT)),
     promise: /^0?\.\d+$/.test(values.get("promise") ?? "") ? values.get("promise") : "",
-    rerank: values.has("rerank"), compare: values.has("compare"), like: number("like"), index: number("index") ?? 0,
+    rerank: values.has("rerank") && !values.has("late"), late: values.has("late"), compare: values.has("compare"), like: number("like"), index: number("index") ?? 0,
   };
 }
 
@@ -32,6 +32,7 @@ export function writeQuery(query) {
   if (query.count !== DEFAULT_COUNT) values.set("count", query.count);
   if (query.promise) values.set("promise", query.promise);
   if (query.rerank) values.set("rerank", "1");
+  if (query.late) values.set("late", "1");
   if (query.compare) values.set("compare", "1");
   const text = values.toString();
   return text ? `?${text}` : "";
