@@ -307,6 +307,23 @@ def test_the_form_of_vectors_is_kept_from_files_that_are_not_whole(index):
     assert read_record(Storage(index)).settings == VectorSettings()
 
 
+def counted_reads(files: MappedFiles) -> list[int]:
+    """The numbers of codes that searches compare from now on, a number for each part that is read."""
+    read: list[int] = []
+    encoder = files.encoder
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(encoder, name)
+
+        def scorer(self, query):
+            score = encoder.scorer(query)
+            return lambda parts: [read.extend(len(codes) for codes in parts), score(parts)][1]
+
+    files.encoder = Counting()
+    return read
+
+
 def test_of_a_few_rows_that_a_filter_leaves_their_codes_alone_are_read(index):
     files = MappedFiles(Storage(index), read_record(Storage(index)))
     mask = np.zeros(ROWS, dtype=bool)
@@ -317,18 +334,7 @@ def test_of_a_few_rows_that_a_filter_leaves_their_codes_alone_are_read(index):
     for selection in (few, many):
         members = np.repeat(np.arange(len(files.centroids)), np.diff(files.offsets))[selection.members]
         assert np.array_equal(np.diff(selection.offsets), np.bincount(members, minlength=len(files.centroids)))
-    read: list[int] = []
-    encoder = files.encoder
-
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(encoder, name)
-
-        def scorer(self, query):
-            score = encoder.scorer(query)
-            return lambda parts: [read.extend(len(codes) for codes in parts), score(parts)][1]
-
-    files.encoder = Counting()
+    read = counted_reads(files)
     positions, _ = mapped_search.by_lists(files, vectors(1)[0], 10, np.inf, few)
     assert sum(read) == few.count
     assert mask[positions].all()
@@ -336,18 +342,7 @@ def test_of_a_few_rows_that_a_filter_leaves_their_codes_alone_are_read(index):
 
 def test_a_search_reads_a_part_of_the_lists_and_none_without_rows_that_may_be_found(index, monkeypatch):
     files = MappedFiles(Storage(index), read_record(Storage(index)))
-    read: list[int] = []
-    encoder = files.encoder
-
-    class Counting:
-        def __getattr__(self, name):
-            return getattr(encoder, name)
-
-        def scorer(self, query):
-            score = encoder.scorer(query)
-            return lambda parts: [read.extend(len(codes) for codes in parts), score(parts)][1]
-
-    files.encoder = Counting()
+    read = counted_reads(files)
     for query in vectors(20, seed=7):
         mapped_search.search_files(files, query, 10)
     assert 0 < sum(read) < 0.7 * 20 * ROWS

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from clipvisionalign.models.pretrained.clip import clip_image_tower
@@ -49,7 +48,7 @@ class ChineseCLIPTextTower(PretrainedTextTower):
         return self._run(ids, mask, keeps_tokens=False)[:, 0]
 
     def _run(self, ids: Tensor, mask: Tensor, keeps_tokens: bool) -> Tensor:
-        options = {"pooled_rows": torch.zeros_like(ids[:, 0]), "keeps_tokens": keeps_tokens} if self._takes_rows else {}
+        options = self._first_token_options(ids, keeps_tokens)
         return self.encoder(input_ids=ids, attention_mask=mask, **options).last_hidden_state
 
 

@@ -186,6 +186,12 @@ class PretrainedTextTower(nn.Module):
         """
         return self.encode(ids, mask)[0]
 
+    def _first_token_options(self, ids: Tensor, keeps_tokens: bool) -> dict[str, Any]:
+        """What has an encoder run its last layer for the first token alone; empty where its layers are not known."""
+        if not self._takes_rows:
+            return {}
+        return {"pooled_rows": torch.zeros_like(ids[:, 0]), "keeps_tokens": keeps_tokens}
+
     def position_table(self) -> nn.Embedding | None:
         """The table of learned positions.
 

@@ -89,9 +89,8 @@ class PooledTextTower(PretrainedTextTower):
 
     def _run(self, ids: Tensor, mask: Tensor, keeps_tokens: bool) -> Any:
         """transformers' output; with `keeps_tokens` all of its tokens are of use, else only the pooled one."""
-        options: dict[str, Any] = {}
-        if self._takes_rows and self.encoder.config.model_type in POOL_FIRST:
-            options = {"pooled_rows": torch.zeros_like(ids[:, 0]), "keeps_tokens": keeps_tokens}
+        pools_first = self.encoder.config.model_type in POOL_FIRST
+        options = self._first_token_options(ids, keeps_tokens) if pools_first else {}
         return self.encoder(input_ids=ids, attention_mask=mask, **options)
 
 

@@ -111,6 +111,9 @@ class Encoder:
         Returns:
             From parts of codes, each (N, ...), to the cosines of all with the query, (M,), as far as the form has them.
         """
+        if self.code == "int8":
+            products, unit = byte_products(self.shorten(query[None])[0], self.scale)
+            return lambda parts: np.concatenate([products(codes) for codes in parts]) * unit
         code = self.encode(query[None])
         if self.code == "binary":
             bits = 8 * code.shape[1]
@@ -122,11 +125,8 @@ class Encoder:
             return lambda parts: np.cos(np.concatenate([angle(codes) for codes in parts]))
         if self.code == "float32":
             return lambda parts: np.concatenate([codes @ code[0] for codes in parts])
-        if self.code == "int8":
-            products, unit = byte_products(self.shorten(query[None])[0], self.scale)
-        else:
-            products, unit = inner_products(code[0]), np.float32(1.0)
-        return lambda parts: np.concatenate([products(codes) for codes in parts]) * unit
+        half_products = inner_products(code[0])
+        return lambda parts: np.concatenate([half_products(codes) for codes in parts])
 
 
 def byte_products(query: np.ndarray, scale: float) -> tuple[Callable[[np.ndarray], np.ndarray], np.float32]:
