@@ -245,11 +245,11 @@ def test_an_index_with_patches_gets_the_files_without_encoding_anything(tmp_path
 
 def test_re_ranking_reads_the_mapped_patches_where_they_have_all_hits(tmp_path, index, folder, tiny_runs, monkeypatch):
     """The first hits by patches of the table, by those that are mapped, and where a mapped one is another image's."""
-    from clipvisionalign.search import rerank
+    from clipvisionalign.search import hit_reranker
 
     table_reads = []
-    original = rerank.read_stored
-    monkeypatch.setattr(rerank, "read_stored", lambda *args: table_reads.append(1) or original(*args))
+    original = hit_reranker.read_stored
+    monkeypatch.setattr(hit_reranker, "read_stored", lambda *args: table_reads.append(1) or original(*args))
     build_index(tiny_runs["late"], folder, tmp_path / "patches", patches=0)
     shutil.copytree(index, tmp_path / "changed")
     changed = open_image_table(tmp_path / "changed")

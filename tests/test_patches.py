@@ -130,7 +130,9 @@ def test_re_ranking_by_patches_opens_no_image_and_orders_as_the_images_do(rerank
             expected = without.search([parse_term(query)], count=30, rerank=20)
         assert len([path for path in opened if path.startswith(images)]) >= 20, "the images are read without patches"
         scores = {hit.path: hit.pair_score for hit in expected}
-        assert hits[20:] == expected[20:]
+        assert [hit.path for hit in hits[20:]] == [hit.path for hit in expected[20:]]
+        # With patches of the design late the words are encoded by onnxruntime.
+        assert np.allclose([hit.score for hit in hits[20:]], [hit.score for hit in expected[20:]], rtol=0, atol=1e-4)
         assert {hit.path for hit in hits[:20]} == {hit.path for hit in expected[:20]}
         # Eight bits: a code is 1/127 of a patch's largest number.
         spread = max(scores[hit.path] for hit in expected[:20]) - min(scores[hit.path] for hit in expected[:20])

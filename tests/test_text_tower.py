@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ def world(tmp_path_factory, scenes_folder, tiny_runs) -> Path:
         shutil.copytree(tiny_runs[design], folder / "runs" / design)
         build_index(folder / "runs" / design, scenes_folder / "images", folder / design)
     build_index(folder / "runs" / "self", scenes_folder, folder / "captions", captions=True)
+    build_index(folder / "runs" / "late", scenes_folder / "images", folder / "patches", patches=1)
+    build_index(folder / "runs" / "late", scenes_folder / "images", folder / "mapped", late=True)
     return folder
 
 
@@ -202,6 +205,111 @@ def test_a_search_by_words_imports_neither_pytorch_nor_lancedb(world, tmp_path):
     assert all(line.endswith("[]") for line in lines), lines
     # The probe sees them where they are needed.
     assert "'torch'" in probe([["search", str(world / "late"), "red", "--rerank", "3"]])[0]
+
+
+# --- late interaction ------------------------------------------------------------------------------------------------
+
+PAIR_QUERIES = (
+    {"rerank": 20}, {"rerank": 5, "where": "id >= 10"}, {"within": 9.0, "rerank": 20}, {"late": True},
+)  # fmt: skip
+
+
+def assert_same_pair_scores(some: list[Hit], others: list[Hit]) -> None:
+    scores = {hit.id: hit.pair_score for hit in others}
+    assert scores.keys() == {hit.id for hit in some}
+    assert [hit.pair_score is None for hit in some] == [hit.pair_score is None for hit in others]
+    pairs = [(hit.pair_score, scores[hit.id]) for hit in some if hit.pair_score is not None]
+    assert pairs
+    assert np.allclose(*zip(*pairs, strict=True), rtol=0, atol=2e-3)
+    scored = [score for score, _ in pairs]
+    assert scored == sorted(scored, reverse=True)
+
+
+@pytest.mark.parametrize("index", ["patches", "mapped"])
+@pytest.mark.parametrize("options", PAIR_QUERIES, ids=str)
+def test_words_are_compared_with_patches_as_by_pytorch(world, index, options):
+    if "late" in options and index == "patches":
+        pytest.skip("it has no centroids")
+    here, torch_side = Searcher(world / index), by_pytorch(world / index)
+    for texts in (["a red circle"], ["^2 red", "a ring left of a star"]):
+        terms = [*map(parse_term, texts), parse_term("blue", -1.0)]
+        query = SearchQuery(terms, 25, **options)
+        assert_same_pair_scores(here.search_one(query), torch_side.search_one(query))
+    assert here.encoder._aligner is None
+    assert torch_side.encoder._aligner is not None
+
+
+@pytest.mark.parametrize("options", PAIR_QUERIES, ids=str)
+def test_the_words_of_a_query_are_encoded_once(world, options, monkeypatch):
+    searcher = Searcher(world / "mapped")
+    searcher.search_one(SearchQuery([parse_term("a star")], 25, **options))
+    session, runs = searcher.encoder.text_tower.session, []
+
+    class Counted:
+        def run(self, names, inputs):
+            runs.append(len(inputs["ids"]))
+            return session.run(names, inputs)
+
+    monkeypatch.setattr(searcher.encoder.text_tower, "session", Counted())
+    searcher.search_one(SearchQuery([parse_term("a red circle"), parse_term("blue", -1.0)], 25, **options))
+    assert sum(runs) == 2
+
+
+def test_tokens_that_are_left_out_count_neither_way(tmp_path, scenes_folder, tiny_model):
+    config = tiny_model("late")
+    aligner = Aligner(replace(config, late=replace(config.late, keep_tokens=2)))
+    aligner.save(tmp_path / "run")
+    build_index(tmp_path / "run", scenes_folder / "images", tmp_path / "index", patches=2)
+    query = SearchQuery([parse_term("a red circle left of a blue star")], 10, rerank=10)
+    here, torch_side = Searcher(tmp_path / "index"), by_pytorch(tmp_path / "index")
+    (tokens,) = here.encoder.encode_for_pairs(["a red circle left of a blue star"])
+    assert len(tokens.token_vectors) == 2
+    assert_same_pair_scores(here.search_one(query), torch_side.search_one(query))
+
+
+def test_an_image_without_patches_is_read_by_the_model(world, tmp_path):
+    index = Path(shutil.copytree(world / "patches", tmp_path / "index"))
+    query = SearchQuery([parse_term("a red circle")], 20, rerank=20)
+    expected = Searcher(world / "patches").search_one(query)
+    open_image_table(index).update(where=f"id = {expected[3].id}", values={"hash": "another"})
+    searcher = Searcher(index)
+    hits = searcher.search_one(query)
+    assert searcher.encoder._aligner is not None
+    scores = {hit.id: hit.pair_score for hit in expected}
+    assert np.allclose([scores[hit.id] for hit in hits], [hit.pair_score for hit in hits], rtol=0, atol=2e-2)
+    assert {hit.id for hit in hits} == set(scores)
+
+
+def test_a_text_tower_of_before_gives_tokens_after_the_next_update(world, tmp_path, scenes_folder, monkeypatch):
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    index = Path(shutil.copytree(world / "patches", tmp_path / "index"))
+    manifest = json.loads((index / "text" / "text.json").read_text())
+    del manifest["late"]
+    (index / "text" / "text.json").write_text(json.dumps(manifest))
+    query = SearchQuery([parse_term("a red circle")], 20, rerank=20)
+    before = Searcher(index)
+    hits = before.search_one(query)
+    assert before.encoder._aligner is not None
+    report = build_index(world / "runs" / "late", scenes_folder / "images", index)
+    assert (report.encoded, report.text_tower.state) == (0, "written")
+    after = Searcher(index)
+    assert_same_pair_scores(after.search_one(query), hits)
+    assert after.encoder._aligner is None
+    report = build_index(world / "runs" / "late", scenes_folder / "images", index)
+    assert report.text_tower.state == "unchanged"
+
+
+@pytest.mark.slow
+def test_re_ranking_by_patches_imports_no_pytorch(world):
+    calls = [
+        ["search", str(world / "patches"), "a red circle", "--rerank", "20"],
+        ["search", str(world / "patches"), "a red circle", "--within", "2s"],
+        ["search", str(world / "mapped"), "red", "ring", "--minus", "blue", "--rerank", "5"],
+        ["search", str(world / "mapped"), "a red circle", "--late"],
+    ]
+    lines = probe(calls)
+    assert len(lines) == len(calls)
+    assert all(line.endswith("[]") for line in lines), lines
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------

@@ -271,27 +271,30 @@ def test_ample_time_gives_what_re_ranking_of_that_depth_gives_and_no_time_what_v
         assert (none.spent.unsure, none.spent.reranked) == (min(32, len(none)), 0)
 
 
-def test_hits_beyond_the_margin_are_not_re_ranked_and_a_sure_query_loads_no_model(timed_indexes):
-    searcher = Searcher(timed_indexes["late"])
+@pytest.mark.parametrize("name", ["late", "opened", "shards", "cross"])
+def test_hits_beyond_the_margin_are_not_re_ranked_and_a_sure_query_loads_no_model(timed_indexes, name):
+    index = timed_indexes[name]
+    searcher = Searcher(index)
     query = SearchQuery([parse_term(QUERIES[1])], 40)
     cosines = [hit.score for hit in searcher.search_one(query)]
     wide = cosines[0] - (cosines[8] + cosines[9]) / 2
     narrow = (cosines[0] - cosines[1]) / 2
     for margin, expected in ((wide, 9), (narrow, 0), (0.0, 0), (2.0, 20)):
-        calibration = calibrated(timed_indexes["late"], searcher, RerankMargin(margin, 20))
-        fresh = Searcher(timed_indexes["late"])
+        calibration = calibrated(index, searcher, RerankMargin(margin, 20))
+        fresh = Searcher(index)
         result = fresh.search_one(replace(query, within=AMPLE))
         assert (result.spent.unsure, result.spent.reranked) == (expected, expected)
         assert sum(hit.pair_score is not None for hit in result) == expected
         assert result.notes == ()
-        assert (fresh.encoder._aligner is None) == (not expected)
+        # By late interaction, and with patches, the text tower beside the index is enough.
+        assert (fresh.encoder._aligner is None) == (not expected or name in ("late", "shards"))
         # The promise is as without a time.
         promised = fresh.search_one(SearchQuery([parse_term(QUERIES[1])], promise=0.9, within=AMPLE))
         assert {hit.id for hit in promised} == {
             hit.id for hit in fresh.search_one(replace(query, count=-1, promise=0.9))
         }
         assert promised.promise.threshold == calibration.threshold(0.9)
-    (timed_indexes["late"] / "calibration.json").unlink()
+    (index / "calibration.json").unlink()
 
 
 def test_more_than_was_calibrated_are_re_ranked_where_that_is_asked_for(timed_indexes):

@@ -111,8 +111,8 @@ def _add_patch_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--late", action="store_true",
-        help="of a run of the design late: keep patches, and centroids of them, by which 'search --late' ranks all "
-        "images by late interaction. Later updates keep them too",
+        help="of a run of the design late: keep patches, as --patches does, and centroids of them, by which 'search "
+        "--late' ranks all images by late interaction. Later updates keep them too",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import html
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,24 @@ from clipvisionalign.argument_checks import check_strings
 
 #: Files of an exported text tower. The manifest is written last: with it the folder is complete.
 TEXT_MANIFEST, TEXT_GRAPH, TEXT_TOKENIZER = "text.json", "text_tower.onnx", "tokenizer.json"
+#: Outputs beside "vectors" of a model that scores pairs by late interaction alone.
+LATE_OUTPUTS = ("token_vectors", "token_weights")
 #: Version of text.json.
 TEXT_FORMAT = 1
+
+
+class CaptionTokens(NamedTuple):
+    """A caption as late interaction scores images with it; without padding, and without tokens that have no weight.
+
+    Attributes:
+        vector: (D,) unit length.
+        token_vectors: (T, E) unit length.
+        token_weights: (T,) sum to 1.
+    """
+
+    vector: np.ndarray
+    token_vectors: np.ndarray
+    token_weights: np.ndarray
 
 
 def open_session(path: Path) -> Any:
@@ -115,6 +131,12 @@ class OnnxTextTower:
         self.tokenizer = open_tokenizer(source / TEXT_TOKENIZER, self.manifest)
         self.session = open_session(source / TEXT_GRAPH)
 
+    @property
+    def late(self) -> dict[str, float] | None:
+        """How pair scores weigh their parts: "scale" of the cosine, "late_scale" of the late interaction; None of a
+        model whose pair scores are not of its late interaction alone."""
+        return self.manifest.get("late")
+
     def clean(self, caption: str) -> str:
         """A caption as the tokenizer takes it: with what the model's own tokenizer mends before.
 
@@ -153,3 +175,29 @@ class OnnxTextTower:
         for rows, ids, mask in tokenized_batches(self.tokenizer, [self.clean(each) for each in captions], batch):
             vectors[rows] = self.session.run(["vectors"], {"ids": ids, "mask": mask})[0]
         return vectors
+
+    def encode_tokens(self, captions: Sequence[str], batch: int = 64) -> list[CaptionTokens]:
+        """Encode captions for pair scores by late interaction.
+
+        Args:
+            captions: M captions.
+            batch: Captions that go through the tower together.
+
+        Returns:
+            One a caption.
+
+        Raises:
+            TypeError: One string is given where a list is required.
+            ValueError: The model has no such scores (`late`).
+        """
+        check_strings(captions)
+        if self.late is None:
+            raise ValueError("this text tower gives no vectors of tokens")
+        names = ["vectors", *LATE_OUTPUTS]
+        encoded: dict[int, CaptionTokens] = {}
+        for rows, ids, mask in tokenized_batches(self.tokenizer, [self.clean(each) for each in captions], batch):
+            for row, vector, tokens, weights in zip(
+                rows.tolist(), *self.session.run(names, {"ids": ids, "mask": mask}), strict=True
+            ):
+                encoded[row] = CaptionTokens(vector, tokens[weights > 0], weights[weights > 0])
+        return [encoded[number] for number in range(len(captions))]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenGroup
-from clipvisionalign.export.graphs import fixed_length, random_tokens, without_fast_path
+from clipvisionalign.export.graphs import CaptionExport, fixed_length, random_tokens, without_fast_path
 from clipvisionalign.export.onnx_text import (
+    LATE_OUTPUTS,
     TEXT_FORMAT,
     TEXT_GRAPH,
     TEXT_MANIFEST,
@@ -39,6 +40,18 @@ CAPTION_SAMPLES = (
     "two children in front of a swing, one of them with a red and white ball & a hat", "the dog sees a cat " * 11,
     "word " * 500,
 )  # fmt: skip
+
+
+def scores_by_late_alone(aligner: Aligner) -> bool:
+    """Whether a model's pair scores are of cosines and its late interaction, without a fusion.
+
+    Args:
+        aligner: The model.
+
+    Returns:
+        Whether it has the design `late`.
+    """
+    return aligner.late is not None and aligner.fusion is None
 
 
 class CaptionVectors(nn.Module):
@@ -131,6 +144,10 @@ def write_text_tower(aligner: Aligner, fingerprint: str, folder: Path) -> dict[s
         "format": TEXT_FORMAT, "aligner": fingerprint, "design": aligner.config.design,
         "reranks": aligner.late is not None, "width": aligner.width, **describe_captions(aligner),
     }  # fmt: skip
+    if scores_by_late_alone(aligner):
+        assert aligner.late is not None
+        late_scale = aligner.late.scale().item() * aligner.late.weight.item()
+        manifest["late"] = {"scale": aligner.scale().item(), "late_scale": late_scale}
     if isinstance(aligner.text_tower, OpenClipTextTower):
         manifest["cleaning"] = "open_clip"
     (folder / TEXT_MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
@@ -149,7 +166,7 @@ def _write_graph(aligner: Aligner, folder: Path) -> float:
     difference = float("inf")
     for trace in (True, False):
         try:
-            _export_graph(CaptionVectors(aligner), aligner, folder / TEXT_GRAPH, trace)
+            _export_graph(_graph_module(aligner), aligner, folder / TEXT_GRAPH, trace)
             difference = _difference(aligner, folder)
         except ModuleNotFoundError:
             raise
@@ -164,11 +181,17 @@ def _write_graph(aligner: Aligner, folder: Path) -> float:
     )
 
 
+def _graph_module(aligner: Aligner) -> nn.Module:
+    """What is exported: vectors, and for late interaction alone what pairs are scored with."""
+    return CaptionExport(aligner) if scores_by_late_alone(aligner) else CaptionVectors(aligner)
+
+
 def _export_graph(module: nn.Module, aligner: Aligner, path: Path, trace: bool) -> None:
     """Write the graph of one module for any number of captions and tokens; trace: by TorchScript's exporter."""
     fixed = fixed_length(aligner)
     example = random_tokens(aligner, 3, fixed or min(9, aligner.text_tower.max_tokens))
-    names: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": ["vectors"]}
+    outputs = ["vectors", *(LATE_OUTPUTS if scores_by_late_alone(aligner) else ())]
+    names: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": outputs}
     level = logging.getLogger("torch.onnx").level
     with warnings.catch_warnings(), torch.no_grad(), without_fast_path():
         warnings.simplefilter("ignore")
@@ -176,7 +199,7 @@ def _export_graph(module: nn.Module, aligner: Aligner, path: Path, trace: bool) 
         try:
             if trace:
                 axes = {0: "batch", **({} if fixed else {1: "length"})}
-                shapes = {"ids": axes, "mask": axes, "vectors": {0: "batch"}}
+                shapes = {"ids": axes, "mask": axes, "vectors": {0: "batch"}} | dict.fromkeys(outputs[1:], axes)
                 torch.onnx.export(module.eval(), example, str(path), dynamo=False, dynamic_axes=shapes, **names)
                 return
             batch = torch.export.Dim("batch", min=1, max=4096)
@@ -210,6 +233,11 @@ def _difference(aligner: Aligner, folder: Path, samples: Sequence[str] = CAPTION
         for count, length in ((1, fixed or 2), (2, fixed or 3), (5, fixed or 17), (33, fixed or 40)):
             tokens = random_tokens(aligner, count, min(length, aligner.text_tower.max_tokens), seed=count)
             inputs = dict(zip(("ids", "mask"), (each.numpy() for each in tokens), strict=True))
-            graph = exported.session.run(["vectors"], inputs)[0]
-            differences.append(np.abs(graph - CaptionVectors(aligner.eval())(*tokens).numpy()).max())
+            expected_outputs = _graph_module(aligner.eval())(*tokens)
+            for graph, output in zip(
+                exported.session.run(None, inputs),
+                [expected_outputs] if isinstance(expected_outputs, Tensor) else expected_outputs,
+                strict=True,
+            ):
+                differences.append(np.abs(graph - output.numpy()).max())
     return float(np.max(differences)) if np.isfinite(differences).all() else float("inf")

@@ -11,7 +11,9 @@ from clipvisionalign.search.manifest import read_whole_manifest
 from clipvisionalign.search.promise import require_calibration
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.sharded_reader import open_index_reader
+from clipvisionalign.search.storage import as_storage
 from clipvisionalign.search.tables import metadata_columns
+from clipvisionalign.search.text_tower import read_text_manifest
 
 #: Designs whose pairs have no score of their own.
 DUAL_DESIGNS = ("self", "sparse")
@@ -46,7 +48,7 @@ def check_query(index: str | Path, query: SearchQuery, run: str | Path = "") -> 
         require_calibration(str(index), read_calibration(index, manifest.aligner), query.promise)
     if query.captions and open_index_reader(index).caption_table is None:
         raise ValueError("this index has no captions: 'clipvisionalign index RUN DATA --captions' writes them")
-    if query.rerank_depth:
+    if query.rerank_depth and not (read_text_manifest(as_storage(index), manifest.aligner) or {}).get("reranks"):
         from clipvisionalign.data.run_data import run_settings
         from clipvisionalign.models.io import is_pretrained
 

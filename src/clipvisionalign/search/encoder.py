@@ -7,7 +7,7 @@ is asked for the first time: an image as a query, a re-ranking, an explanation, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ import numpy as np
 
 from clipvisionalign.search.fingerprint import aligner_fingerprint
 from clipvisionalign.search.manifest import IndexManifest
+from clipvisionalign.search.patches import PATCH_FILE
 from clipvisionalign.search.storage import InvalidIndexError, as_storage
 from clipvisionalign.search.text_tower import open_text_tower, read_text_manifest
 from clipvisionalign.starter import StarterNotInstalled, resolve_run
 
 if TYPE_CHECKING:
-    from clipvisionalign.export.onnx_text import OnnxTextTower
+    from clipvisionalign.export.onnx_text import CaptionTokens, OnnxTextTower
     from clipvisionalign.images import ImageSource
     from clipvisionalign.models.aligner import Aligner
     from clipvisionalign.models.pair_scorer import EncodedCaption
@@ -28,6 +29,18 @@ if TYPE_CHECKING:
 
 #: Tokens that a tokenizer adds to a text, at most.
 _SPECIAL_TOKENS = 3
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An array of NumPy.
+
+    Args:
+        value: One, or a tensor of PyTorch.
+
+    Returns:
+        The array.
+    """
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
 
 
 class QueryEncoder:
@@ -38,6 +51,8 @@ class QueryEncoder:
         manifest: Its manifest.
         run: The run folder of its aligner, where it was moved; "" for where the manifest has it.
         device: Of the aligner, once it is loaded.
+        has_patches: Whether patches of its images are kept: only then words are encoded for pair scores without the
+            aligner. By default the index itself is asked.
 
     Attributes:
         run: The run folder, or a pretrained dual encoder.
@@ -46,12 +61,16 @@ class QueryEncoder:
         InvalidIndexError: The run has other weights; or it is not there, and was named or is needed.
     """
 
-    def __init__(self, index: str | Path, manifest: IndexManifest, run: str | Path = "", device: str = "auto") -> None:
+    def __init__(
+        self, index: str | Path, manifest: IndexManifest, run: str | Path = "", device: str = "auto",
+        has_patches: Callable[[], bool] | None = None,
+    ) -> None:  # fmt: skip
         self.index, self.storage = index, as_storage(index)
         self.manifest, self.device = manifest, device
         self.run = Path(run or manifest.run)
         self._text_manifest = read_text_manifest(self.storage, manifest.aligner)
-        self._not_installed = ""
+        self._not_installed, self._has_patches = "", False
+        self._ask_for_patches = has_patches or (lambda: self.storage.read(PATCH_FILE) is not None)
         try:
             self.run = Path(resolve_run(run or manifest.run))
         except StarterNotInstalled as error:
@@ -177,6 +196,64 @@ class QueryEncoder:
             InvalidIndexError: The aligner is not there.
         """
         return self.aligner.encode_images(images).numpy()
+
+    @property
+    def late_scales(self) -> tuple[float, float] | None:
+        """Of the cosine and of the late interaction in pair scores, where words are encoded for these without PyTorch:
+        the design is `late`, the text tower beside the index gives its tokens, and the index keeps patches; else None.
+        """
+        tower = self.text_tower
+        if tower is None or tower.late is None or not self._keeps_patches():
+            return None
+        return tower.late["scale"], tower.late["late_scale"]
+
+    def _keeps_patches(self) -> bool:
+        # A service that is open sees patches that an update has added.
+        if not self._has_patches:
+            self._has_patches = self._ask_for_patches()
+        return self._has_patches
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[CaptionTokens]:
+        """Encode words for pair scores by late interaction, without PyTorch.
+
+        Args:
+            texts: M texts.
+
+        Returns:
+            One a text, its vector included.
+
+        Raises:
+            ValueError: There is no such text tower (`late_scales`).
+        """
+        tower = self.text_tower
+        if tower is None:
+            raise ValueError("there is no text tower beside the index")
+        return tower.encode_tokens(texts)
+
+    def load_for_pairs(self) -> None:
+        """Load what words are encoded for pair scores by.
+
+        Raises:
+            InvalidIndexError: The aligner is needed, and not there.
+        """
+        if self.late_scales is None:
+            _ = self.aligner
+
+    def encode_for_pairs(self, texts: Sequence[str]) -> list[CaptionTokens] | list[EncodedCaption]:
+        """Encode words for pair scores, without PyTorch where that is possible.
+
+        Args:
+            texts: M texts.
+
+        Returns:
+            One a text, its vector included.
+
+        Raises:
+            InvalidIndexError: The aligner is needed, and not there.
+        """
+        if not texts:
+            return []
+        return self.encode_words_for_pairs(texts) if self.late_scales is None else self.encode_tokens(texts)
 
     def encode_words_for_pairs(self, texts: Sequence[str]) -> list[EncodedCaption]:
         """Encode words for re-ranking, by PyTorch.

@@ -13,13 +13,15 @@ import numpy as np
 
 from clipvisionalign.search.encoder import QueryEncoder
 from clipvisionalign.search.hits import Hit
-from clipvisionalign.search.late import LateReader, late_query
+from clipvisionalign.search.late import LateQuery, LateReader, late_query, score_patches
+from clipvisionalign.search.patches import STORED_COLUMNS, StoredImages, read_stored
 from clipvisionalign.search.queries import SearchQuery
 from clipvisionalign.search.rerank_margin import MARGIN_DEPTH, RerankMargin, unsure_hits
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.time_limit import ScoreHits, TimedReranker, TimeSpent
 
 if TYPE_CHECKING:
+    from clipvisionalign.export.onnx_text import CaptionTokens
     from clipvisionalign.models.pair_scorer import EncodedCaption
     from clipvisionalign.search.patches import PatchReader
 
@@ -30,11 +32,22 @@ UNCALIBRATED_NOTE = (
 )
 
 
-def _in_order(scores_of: Callable[[Sequence[int]], np.ndarray], hits: Sequence[Hit]) -> list[Hit]:
-    """Hits with their pair scores, best first."""
-    scores = scores_of([hit.id for hit in hits])
+def _in_order(
+    scores_of: Callable[[Sequence[int]], np.ndarray], numbers: Sequence[int], hits: Sequence[Hit]
+) -> list[Hit]:
+    """Hits with their pair scores, best first, those that are not among some numbers last."""
+    there = [hit for hit in hits if hit.id in set(numbers)]
+    scores = scores_of([hit.id for hit in there])
     order = np.argsort(-scores, kind="stable")
-    return [replace(hits[number], pair_score=round(float(scores[number]), 5)) for number in order]
+    scored = [replace(there[number], pair_score=round(float(scores[number]), 5)) for number in order]
+    return scored + [hit for hit in hits if hit.id not in set(numbers)]
+
+
+def _score_stored(query: LateQuery, stored: StoredImages, numbers: Sequence[int]) -> np.ndarray:
+    if not numbers:
+        return np.empty(0, dtype=np.float32)
+    vectors = np.stack([stored.vectors[number] for number in numbers])
+    return score_patches(query, vectors, [stored.patches[number] for number in numbers])
 
 
 class HitReranker:
@@ -57,7 +70,9 @@ class HitReranker:
         self.read_rows, self.read_patches, self.read_late = read_rows, read_patches, read_late
         self._timed = TimedReranker()
 
-    def scorer(self, query: SearchQuery, captions: list[EncodedCaption], hits: Sequence[Hit]) -> ScoreHits:
+    def scorer(
+        self, query: SearchQuery, captions: list[EncodedCaption] | list[CaptionTokens], hits: Sequence[Hit]
+    ) -> ScoreHits:
         """Read what is stored of hits, to score any of them.
 
         Args:
@@ -68,23 +83,27 @@ class HitReranker:
         Returns:
             What gives some of the hits with their pair scores, best first, those that are gone last.
         """
-        from clipvisionalign.search.rerank import STORED_COLUMNS, read_stored, rerank_hits
-
-        weights = [term.weight for term in query.terms]
-        aligner, late = self.encoder.aligner, self.read_late()
-        if late is not None and aligner.late is not None and aligner.fusion is None:
-            scores_of = late.scorer([hit.id for hit in hits], late_query(aligner, captions, weights))
-            if scores_of is not None:
-                return partial(_in_order, scores_of)
-        patches = self.read_patches()
-        rows = self.read_rows(
-            sorted({hit.id for hit in hits}), ("id", "raw", *(STORED_COLUMNS if patches is not None else ()))
-        )
+        weights, numbers = [term.weight for term in query.terms], [hit.id for hit in hits]
+        asked, late, patches = late_query(self.encoder, captions, weights), self.read_late(), self.read_patches()
+        if late is not None and asked is not None and (scores_of := late.scorer(numbers, asked)) is not None:
+            return partial(_in_order, scores_of, numbers)
+        rows = self.read_rows(sorted(set(numbers)), ("id", "raw", *(STORED_COLUMNS if patches is not None else ())))
         stored = None if patches is None else read_stored(patches, rows)
-        raw_paths = {row["id"]: row["raw"] for row in rows}
-        return lambda some: rerank_hits(aligner, self.storage, list(some), raw_paths, captions, weights, stored)
+        if asked is not None and stored is not None and stored.patches.keys() == {row["id"] for row in rows}:
+            return partial(_in_order, partial(_score_stored, asked, stored), list(stored.patches))
+        from clipvisionalign.search.rerank import rerank_hits
 
-    def rerank(self, query: SearchQuery, captions: list[EncodedCaption], hits: Sequence[Hit]) -> list[Hit]:
+        # Some images are read from their files, by the model: so are the words.
+        by_model: Any = (
+            self.encoder.encode_words_for_pairs([str(term.content) for term in query.terms])
+            if self.encoder.late_scales is not None else captions
+        )  # fmt: skip
+        raw_paths, aligner = {row["id"]: row["raw"] for row in rows}, self.encoder.aligner
+        return lambda some: rerank_hits(aligner, self.storage, list(some), raw_paths, by_model, weights, stored)
+
+    def rerank(
+        self, query: SearchQuery, captions: list[EncodedCaption] | list[CaptionTokens], hits: Sequence[Hit]
+    ) -> list[Hit]:
         """Hits, the first `query.rerank` of them ordered by pair scores.
 
         Args:
@@ -102,14 +121,20 @@ class HitReranker:
         return [*self.scorer(query, captions, first)(first), *others]
 
     def rerank_within(
-        self, query: SearchQuery, hits: Sequence[Hit], margin: RerankMargin | None, start: float
+        self,
+        query: SearchQuery,
+        captions: list[EncodedCaption] | list[CaptionTokens],
+        hits: Sequence[Hit],
+        margin: RerankMargin | None,
+        start: float,
     ) -> tuple[list[Hit], TimeSpent]:
         """Hits, those of unsure order ordered by pair scores as far as the time of the query lasts.
 
         The model is loaded when it is first needed; that is not counted.
 
         Args:
-            query: The query; its words are not encoded for pair scores yet.
+            query: The query.
+            captions: Its terms, encoded; empty where they are to be when they are first needed.
             hits: N hits, best first.
             margin: Which are worth it; None where that is not calibrated: all are.
             start: When the query began, of `time.perf_counter`.
@@ -125,12 +150,12 @@ class HitReranker:
         unsure = unsure_hits(cosines, math.inf if margin is None else margin.margin, depth)
         if unsure:
             before = time.perf_counter()
-            _ = self.encoder.aligner
+            self.encoder.load_for_pairs()
             start += time.perf_counter() - before
 
         def begin() -> ScoreHits:
-            captions = self.encoder.encode_words_for_pairs([str(term.content) for term in query.terms])
-            return self.scorer(query, captions, hits[:unsure])
+            encoded = captions or self.encoder.encode_for_pairs([str(term.content) for term in query.terms])
+            return self.scorer(query, encoded, hits[:unsure])
 
         ordered, reranked = self._timed.rerank(hits, unsure, start + query.within, begin)
         return ordered, TimeSpent(time.perf_counter() - start, query.within, unsure, reranked)

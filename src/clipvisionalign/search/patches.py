@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -265,3 +265,36 @@ def open_patch_reader(index: Storage) -> PatchReader | None:
     settings = read_patch_settings(index)
     table = open_reader(index, PATCH_TABLE) if settings is not None else None
     return None if settings is None or table is None else PatchReader(index, settings, table)
+
+
+class StoredImages(NamedTuple):
+    """What an index holds of images for pair scores.
+
+    Attributes:
+        settings: How their patches are stored.
+        vectors: By the number of an image its vector, (D,).
+        patches: By the number of an image its patches, (P, E); those that are read from their files are left out.
+    """
+
+    settings: PatchSettings
+    vectors: Mapping[int, np.ndarray]
+    patches: Mapping[int, np.ndarray]
+
+
+#: Columns of the table of images that `read_stored` needs beside "id".
+STORED_COLUMNS = ("hash", "vector")
+
+
+def read_stored(reader: PatchReader, rows: Sequence[Mapping[str, Any]]) -> StoredImages:
+    """What an index holds of some images for pair scores.
+
+    Args:
+        reader: Reads their patches.
+        rows: "id" and `STORED_COLUMNS` of each image.
+
+    Returns:
+        Vectors and patches by the numbers of the images.
+    """
+    patches = reader.read({row["id"]: row["hash"] for row in rows})
+    vectors = {row["id"]: np.asarray(row["vector"], dtype=np.float32) for row in rows}
+    return StoredImages(reader.settings, vectors, patches)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from clipvisionalign.search.calibration import check_level
-from clipvisionalign.search.encoder import QueryEncoder
+from clipvisionalign.search.encoder import QueryEncoder, as_array
 from clipvisionalign.search.rerank_margin import MARGIN_DEPTH
 from clipvisionalign.search.terms import Term, combine_terms
 from clipvisionalign.search.time_limit import check_seconds
 
 if TYPE_CHECKING:
+    from clipvisionalign.export.onnx_text import CaptionTokens
     from clipvisionalign.models.pair_scorer import EncodedCaption
 
 #: Results where no number is given, and what stands for no number and for all that are promised.
@@ -107,17 +108,19 @@ class EncodedQuery(NamedTuple):
 
     Attributes:
         vector: (D,) unit length, float32.
-        captions: Its terms as pair scores take them; empty without re-ranking, and where its time decides on that.
+        captions: Its terms as pair scores take them; empty without re-ranking, and where its
+            time decides whether they are encoded.
     """
 
     vector: np.ndarray
-    captions: list[EncodedCaption]
+    captions: list[EncodedCaption] | list[CaptionTokens]
 
 
 def encode_queries(encoder: QueryEncoder, queries: Sequence[SearchQuery]) -> list[EncodedQuery | ValueError]:
     """Encode queries together: a query is encoded once, for its vector and its pair scores alike.
 
-    Words alone take the index's text tower, without PyTorch; words to re-rank by, and images, take the aligner.
+    Words take the index's text tower, without PyTorch; images, and words to re-rank by where that tower gives no
+    tokens, take the aligner.
 
     Args:
         encoder: That of the index.
@@ -130,25 +133,27 @@ def encode_queries(encoder: QueryEncoder, queries: Sequence[SearchQuery]) -> lis
     errors = {position: error for position, query in enumerate(queries) if (error := _query_error(encoder, query))}
     valid = [query for position, query in enumerate(queries) if position not in errors]
     # Queries with a vector need their words for re-ranking only.
-    texts = _distinct_texts(query for query in valid if query.vector is None and not query.encodes_pairs)
-    pair_texts = _distinct_texts(query for query in valid if query.encodes_pairs)
+    texts = _distinct_texts(query for query in valid if query.vector is None and not _encodes_pairs(encoder, query))
+    pair_texts = _distinct_texts(query for query in valid if _encodes_pairs(encoder, query))
     vectors = dict(zip(texts, encoder.encode_words(texts), strict=True)) if texts else {}
-    captions = dict(zip(pair_texts, encoder.encode_words_for_pairs(pair_texts), strict=True)) if pair_texts else {}
-    vectors |= {text: caption.vector.cpu().numpy() for text, caption in captions.items() if text not in vectors}
+    captions: dict[str, Any] = dict(zip(pair_texts, encoder.encode_for_pairs(pair_texts), strict=True))
+    vectors |= {text: as_array(caption.vector) for text, caption in captions.items() if text not in vectors}
     encoded: list[EncodedQuery | ValueError] = []
     for position, query in enumerate(queries):
         try:
             if position in errors:
                 raise errors[position]
             vector = _query_vector(encoder, query, vectors)
-            encoded.append(
-                EncodedQuery(
-                    vector, [captions[str(term.content)] for term in query.terms] if query.encodes_pairs else []
-                )
-            )
+            terms = query.terms if _encodes_pairs(encoder, query) else ()
+            encoded.append(EncodedQuery(vector, [captions[str(term.content)] for term in terms]))
         except ValueError as error:
             encoded.append(error)
     return encoded
+
+
+def _encodes_pairs(encoder: QueryEncoder, query: SearchQuery) -> bool:
+    # A text tower that gives tokens gives them with the vector: a query with a time is encoded once by it.
+    return query.encodes_pairs or bool(query.within and query.vector is None and encoder.late_scales is not None)
 
 
 def _query_error(encoder: QueryEncoder, query: SearchQuery) -> ValueError | None:

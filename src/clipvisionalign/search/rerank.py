@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,41 +14,8 @@ from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.pair_scorer import EncodedCaption, EncodedImages, PairScorer
 from clipvisionalign.search.hits import Hit
 from clipvisionalign.search.patch_vectors import encode_stored, stored_patches
-from clipvisionalign.search.patches import PatchReader, PatchSettings
+from clipvisionalign.search.patches import StoredImages
 from clipvisionalign.search.storage import Storage
-
-
-class StoredImages(NamedTuple):
-    """What an index holds of images for pair scores.
-
-    Attributes:
-        settings: How their patches are stored.
-        vectors: By the number of an image its vector, (D,).
-        patches: By the number of an image its patches, (P, E); those that are read from their files are left out.
-    """
-
-    settings: PatchSettings
-    vectors: Mapping[int, np.ndarray]
-    patches: Mapping[int, np.ndarray]
-
-
-#: Columns of the table of images that `read_stored` needs beside "id".
-STORED_COLUMNS = ("hash", "vector")
-
-
-def read_stored(reader: PatchReader, rows: Sequence[Mapping[str, Any]]) -> StoredImages:
-    """What an index holds of some images for pair scores.
-
-    Args:
-        reader: Reads their patches.
-        rows: "id" and `STORED_COLUMNS` of each image.
-
-    Returns:
-        Vectors and patches by the numbers of the images.
-    """
-    patches = reader.read({row["id"]: row["hash"] for row in rows})
-    vectors = {row["id"]: np.asarray(row["vector"], dtype=np.float32) for row in rows}
-    return StoredImages(reader.settings, vectors, patches)
 
 
 @torch.no_grad()

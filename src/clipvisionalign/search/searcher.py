@@ -73,7 +73,7 @@ class Searcher:
     ) -> None:  # fmt: skip
         self.index, self.reader = index, reader or open_index_reader(index)
         self.manifest = self.reader.manifest
-        self.encoder = QueryEncoder(index, self.manifest, run, device)
+        self.encoder = QueryEncoder(index, self.manifest, run, device, lambda: self.reader.patches is not None)
         self.table: TableReader = self.reader.table
         self.caption_table: TableReader | None = self.reader.caption_table
         self.storage = Storage(self.manifest.folder)
@@ -200,7 +200,7 @@ class Searcher:
             result = self.assessor.assess(query, hits, deeper).without_shards(list(missing))
             if query.within:
                 margin = self.assessor.rerank_margin
-                reordered, spent = self._reranker.rerank_within(query, result, margin, start)
+                reordered, spent = self._reranker.rerank_within(query, encoded.captions, result, margin, start)
                 result = result.with_hits(reordered).with_time(spent, "" if margin else UNCALIBRATED_NOTE)
             elif query.late and (result or not result.reason):
                 where = asked_where(query, metadata)

@@ -104,7 +104,7 @@ def open_text_tower(index: Storage, fingerprint: str) -> OnnxTextTower | None:
 def _fetch(index: Storage, fingerprint: str) -> Path:
     """The cached folder of a remote index's text tower."""
     folder = user_cache_folder() / CACHED_TOWERS / fingerprint
-    if not _is_complete(folder, fingerprint):
+    if not _is_complete(folder, fingerprint, "late" in (read_text_manifest(index, fingerprint) or {})):
         with progress_step("fetching the text tower"):
             _write_cached(folder, lambda aside: _fetch_files(index, aside))
     (folder / TEXT_MANIFEST).touch()
@@ -136,15 +136,17 @@ def keep_text_tower(
         kept = json.loads(text or "null") or {}
     except ValueError:
         kept = {}
+    has_tokens = aligner.late is not None and aligner.fusion is None
     if kept.get("aligner") == fingerprint and kept.get("format") == TEXT_FORMAT:
-        if not kept.get("reason"):
+        # One of before gives vectors alone.
+        if not kept.get("reason") and ("late" in kept) == has_tokens:
             return TextTowerReport("unchanged", int(kept.get("bytes", 0)))
-        if kept.get("version") == __version__:
+        if kept.get("reason") and kept.get("version") == __version__:
             return TextTowerReport(reason=str(kept["reason"]))
     start = time.perf_counter()
     folder, state = user_cache_folder() / CACHED_TOWERS / fingerprint, "cached"
     try:
-        if not _is_complete(folder, fingerprint):
+        if not _is_complete(folder, fingerprint, has_tokens):
             state = "written"
             with progress_step("exporting the text tower"):
                 _write_cached(folder, lambda aside: _export(run, fingerprint, aside, aligner))
@@ -198,13 +200,14 @@ def _export(run: str | Path, fingerprint: str, folder: Path, aligner: Aligner) -
     write_text_tower(load_aligner(run, "cpu", packed=False), fingerprint, folder)
 
 
-def _is_complete(folder: Path, fingerprint: str) -> bool:
+def _is_complete(folder: Path, fingerprint: str, has_tokens: bool) -> bool:
     try:
         manifest = json.loads((folder / TEXT_MANIFEST).read_text(encoding="utf-8"))
         written = sum((folder / name).stat().st_size for name in (TEXT_GRAPH, TEXT_TOKENIZER))
         return bool(
             manifest["format"] == TEXT_FORMAT and manifest["aligner"] == fingerprint and manifest["bytes"] == written
-        )
+            and ("late" in manifest) == has_tokens
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -60,13 +60,12 @@ def rank_whole_index(
     late_reader = getattr(reader, "late", None)
     if late_reader is None:
         raise ValueError("an index in shards is not ranked as a whole by late interaction: leave late out")
-    aligner = encoder.aligner
-    if aligner.fusion is not None or aligner.late is None:
+    asked = late_query(encoder, encoded.captions, [term.weight for term in query.terms])
+    if asked is None:
         raise ValueError(
-            f"a whole index is ranked by the design late; this model's is {aligner.config.design}: --rerank orders the "
-            "first hits by its pair scores"
+            f"a whole index is ranked by the design late; this model's is {encoder.design}: --rerank orders the first "
+            "hits by its pair scores"
         )
-    asked = late_query(aligner, encoded.captions, [term.weight for term in query.terms])
     ids, scores, others = late_reader.nearest(asked, query.count, where)
     columns = dict.fromkeys(("vector", *HIT_COLUMNS, *metadata))
     rows = {row["id"]: row for row in reader.table.rows(ids, list(columns))} if ids else {}

@@ -9,7 +9,7 @@ Scheerer et al., "WARP", arXiv:2501.17788, for what a token counts where its bes
 
 from clipvisionalign.search.late.files import LateFiles, LateRecord, read_late_record, remove_late
 from clipvisionalign.search.late.query import late_query
-from clipvisionalign.search.late.ranking import LateQuery, LateTerm, rank_images, score_images
+from clipvisionalign.search.late.ranking import LateQuery, LateTerm, rank_images, score_images, score_patches
 from clipvisionalign.search.late.reader import LateReader
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "read_late_record",
     "remove_late",
     "score_images",
+    "score_patches",
 ]

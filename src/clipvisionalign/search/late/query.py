@@ -1,34 +1,40 @@
-"""A query's encoded terms as the files of late interaction are ranked by them."""
+"""A query's encoded terms as late interaction scores images by them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clipvisionalign.search.encoder import as_array
 from clipvisionalign.search.late.ranking import LateQuery, LateTerm
 
 if TYPE_CHECKING:
-    from clipvisionalign.models.aligner import Aligner
+    from clipvisionalign.export.onnx_text import CaptionTokens
     from clipvisionalign.models.pair_scorer import EncodedCaption
+    from clipvisionalign.search.encoder import QueryEncoder
 
 
-def late_query(aligner: Aligner, captions: Sequence[EncodedCaption], weights: Sequence[float]) -> LateQuery:
+def late_query(
+    encoder: QueryEncoder, captions: Sequence[EncodedCaption | CaptionTokens], weights: Sequence[float]
+) -> LateQuery | None:
     """The query of some terms.
 
     Args:
-        aligner: A model of the design late, which encoded them.
+        encoder: That of the index, which encoded them.
         captions: The T terms.
         weights: The T weights of the terms.
 
     Returns:
-        The query.
+        The query; None where the model's pair scores are not of its late interaction alone.
     """
-    assert aligner.late is not None
+    scales = encoder.late_scales
+    if scales is None:
+        aligner = encoder.aligner
+        if aligner.late is None or aligner.fusion is not None:
+            return None
+        scales = aligner.scale().item(), aligner.late.scale().item() * aligner.late.weight.item()
     terms = [
-        LateTerm(
-            caption.vector.cpu().numpy(), caption.token_vectors.cpu().numpy(), caption.token_weights.cpu().numpy(),
-            weight,
-        )
+        LateTerm(as_array(caption.vector), as_array(caption.token_vectors), as_array(caption.token_weights), weight)
         for caption, weight in zip(captions, weights, strict=True)
-    ]  # fmt: skip
-    return LateQuery(terms, aligner.scale().item(), aligner.late.scale().item() * aligner.late.weight.item())
+    ]
+    return LateQuery(terms, *scales)

@@ -150,6 +150,27 @@ def score_images(files: LateFiles, query: LateQuery, positions: np.ndarray) -> n
     return scores
 
 
+def score_patches(query: LateQuery, vectors: np.ndarray, patches: Sequence[np.ndarray]) -> np.ndarray:
+    """The pair scores of images whose patches are given.
+
+    Args:
+        query: The query.
+        vectors: (M, D) unit length.
+        patches: For each image (P, E), of any length: their directions count.
+
+    Returns:
+        (M,) float32.
+    """
+    scores = np.zeros(len(vectors), dtype=np.float32)
+    for term in query.terms:
+        scores += np.float32(term.weight * query.scale) * (vectors @ term.vector.astype(np.float32))
+        factors = (term.weight * query.late_scale * term.token_weights).astype(np.float32)
+        for number, rows in enumerate(patches):
+            unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            scores[number] += (unit @ term.tokens.T.astype(np.float32)).max(axis=0) @ factors
+    return scores
+
+
 def _block_ends(counts: np.ndarray) -> np.ndarray:
     """Where blocks of images end, each of about `_BLOCK` patches."""
     blocks = np.cumsum(counts) // _BLOCK
