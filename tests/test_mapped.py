@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from clipvisionalign.search import centroids, mapped
 from clipvisionalign.search.ann import build_ann_index
 from clipvisionalign.search.manifest import IndexManifest, read_manifest, write_manifest
-from clipvisionalign.search.mapped import MappedReader, VectorSettings, read_record
+from clipvisionalign.search.mapped import MappedReader, VectorSettings, read_record, recall
 from clipvisionalign.search.mapped import search as mapped_search
 from clipvisionalign.search.mapped.codes import int8_scale, make_encoder
 from clipvisionalign.search.mapped.files import FILES, MappedFiles, Selection
@@ -353,6 +353,54 @@ def test_a_search_reads_a_part_of_the_lists_and_none_without_rows_that_may_be_fo
         read.clear()
         mapped_search.by_lists(files, vectors(1)[0], 10, np.inf, Selection(files, mask))
         assert sum(read) == int(mask.sum())
+
+
+def test_a_filter_has_a_reach_of_its_own_by_rows_that_are_near_each_other(index, monkeypatch):
+    files = MappedFiles(Storage(index), read_record(Storage(index)))
+    live = np.flatnonzero(~files.deleted)
+    near, random = recall._rows_near_each_other(files, live), recall._random_rows(live)
+    assert len(near) >= len(random)
+    assert len(near) == len(set(near.tolist()))
+    assert set(near.tolist()) <= set(live.tolist())
+    lists = np.empty(len(files.ids), dtype=int)
+    lists[files.members] = np.repeat(np.arange(len(files.centroids)), np.diff(files.offsets))
+    assert len(set(lists[near])) < len(set(lists[random])) / 1.5
+    for number in set(lists[near]):
+        inside = files.vectors[np.intersect1d(near, np.flatnonzero(lists == number))]
+        every = files.vectors[lists == number]
+        assert (inside @ inside.T).mean() >= (every @ every.T).mean()
+    measured = []
+    monkeypatch.setattr(
+        recall,
+        "measure_recall",
+        lambda files, queries, last, rows, reach: (
+            measured.append((rows is None, reach)),
+            1.0 if reach >= (0.5 if rows is None else 1.25) else 0.5,
+        )[1],
+    )
+    assert recall.choose_reach(files, lambda: vectors(3, seed=9)) == (0.5, 1.25, 1.0)
+    # Words and vectors of images, among all rows and among the two selections.
+    assert measured.count((True, 0.5)) == 2
+    assert measured.count((False, 0.5)) == 4
+
+
+@pytest.mark.parametrize("of_before", [False, True])
+def test_searches_with_a_filter_read_on_as_filters_need(index, monkeypatch, of_before):
+    record = read_record(Storage(index))
+    assert record.filtered_reach is not None
+    written = json.loads(record.to_json()) | {"reach": 0.5, "filtered_reach": 1.5}
+    if of_before:
+        del written["filtered_reach"]
+    (index / "vectors.json").write_text(json.dumps(written))
+    read, by_lists = [], mapped_search.by_lists
+    monkeypatch.setattr(mapped_search, "by_lists", lambda *args: read.append(args[3]) or by_lists(*args))
+    reader = open_reader(index)
+    reader.nearest(vectors(1)[0], 5, COLUMNS)
+    reader.nearest(vectors(1)[0], 5, COLUMNS, "size > 100")
+    assert read == [0.5, 0.5 if of_before else 1.5]
+    # An update without new rows keeps both.
+    write(index)
+    assert read_record(Storage(index)).filtered_reach == (None if of_before else 1.5)
 
 
 @pytest.mark.parametrize("code", mapped.CODES)

@@ -99,10 +99,12 @@ def build_mapped(
         _write_rows(folder / ROW_FILE, rows.select(list(columns)), plan.ids)
         record = replace(record, sizes=MAPPED.sizes(folder))
         if plan.former is not None and not len(plan.new):
-            record = replace(record, reach=plan.former.record.reach, recall=plan.former.record.recall)
+            record = replace(
+                record, reach=plan.former.record.reach, recall=plan.former.record.recall,
+                filtered_reach=plan.former.record.filtered_reach,
+            )  # fmt: skip
         else:
-            reach, recall = choose_reach(MappedFiles(index, record), text_vectors)
-            record = replace(record, reach=reach, recall=recall)
+            record = replace(record, **choose_reach(MappedFiles(index, record), text_vectors)._asdict())
         fsync_paths(*MAPPED.paths(folder).values(), folder, index.folder)
     index.write(RECORD_FILE, record.to_json())
     MAPPED.remove_others(index, record.folder)

@@ -51,6 +51,7 @@ class MappedRecord:
         recall: Share of the exact first ten that a search finds, 0 to 1, the least over several kinds of queries.
         sizes: Bytes of each file.
         format: Version of the files.
+        filtered_reach: `reach` of a search among rows that a filter leaves; None for the same.
     """
 
     folder: str
@@ -67,6 +68,7 @@ class MappedRecord:
     recall: float
     sizes: dict[str, int]
     format: int = RECORD_FORMAT
+    filtered_reach: float | None = None
 
     @property
     def settings(self) -> VectorSettings:
@@ -96,7 +98,7 @@ def can_map(index: Storage) -> bool:
 
 def _parse(**fields: Any) -> MappedRecord:
     record = MappedRecord(**fields)
-    if record.code not in CODES or not np.isfinite([record.scale, record.reach]).all():
+    if record.code not in CODES or not np.isfinite([record.scale, record.reach, record.filtered_reach or 0.0]).all():
         raise ValueError(f"unknown form of vectors {record.code!r}, or a number that is none")
     return record
 

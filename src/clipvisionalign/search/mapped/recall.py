@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,33 +15,59 @@ MIN_RECALL, DEPTH = 0.99, 10
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
 #: What a recall may be below the best.
 TOLERANCE = 0.005
-#: Of so many rows a filter leaves one, by which it is measured beside all rows.
-FILTERED = 20
+#: Of so many rows a filter leaves one, by which it is measured; where it leaves rows that are near each other, of so
+#: many rows of a list one.
+FILTERED, FILTERED_IN_LIST = 20, 4
 #: Vectors of the index, a little changed, by which it is measured beside words.
 SAMPLE = 200
 #: Rows that are compared at a time.
 _ROWS_PER_PRODUCT = 16_384
 
 
-def choose_reach(files: MappedFiles, text_vectors: Callable[[], np.ndarray] | None) -> tuple[float, float]:
+class Reach(NamedTuple):
+    """How far searches read on, and what they find.
+
+    Attributes:
+        reach: Among all rows.
+        filtered_reach: Among the rows that a filter leaves.
+        recall: The least of all kinds of queries and rows that were measured, 0 to 1.
+    """
+
+    reach: float
+    filtered_reach: float
+    recall: float
+
+
+def choose_reach(files: MappedFiles, text_vectors: Callable[[], np.ndarray] | None) -> Reach:
     """The least of `REACHES` by which a search has `MIN_RECALL`, or hardly less than by any.
 
     It has to for both kinds of queries: vectors between those of the index, as an image has, and vectors of words,
-    which lie elsewhere and are near to more lists; among all rows, and among those that a filter leaves.
+    which lie elsewhere and are near to more lists. A filter has a reach of its own: for rows at random, and for rows
+    that are near each other in some of the lists, as those of one year, place or kind are.
 
     Args:
         files: The files, whose record need not have one.
         text_vectors: Gives vectors of words, (M, D); None to measure without.
 
     Returns:
-        It, and the recall, the least of these.
+        Both, and the recall.
     """
     kinds = [perturbed_sample(files)] + ([np.asarray(text_vectors(), dtype=np.float32)] if text_vectors else [])
     live = np.flatnonzero(~files.deleted)
-    part = np.random.default_rng(1).permutation(live)[: max(len(live) // FILTERED, 10 * DEPTH)]
-    among = [None if len(live) == len(files.ids) else _selection(files, live), _selection(files, part)]
+    whole = [None if len(live) == len(files.ids) else _selection(files, live)]
+    parts = [_selection(files, each) for each in (_random_rows(live), _rows_near_each_other(files, live))]
+    (reach, recall), (filtered_reach, filtered_recall) = (_least_reach(files, kinds, each) for each in (whole, parts))
+    return Reach(reach, filtered_reach, min(recall, filtered_recall))
+
+
+def _least_reach(
+    files: MappedFiles, kinds: list[np.ndarray], selections: Sequence[Selection | None]
+) -> tuple[float, float]:
+    """The least reach that is enough for each kind of queries among each selection of rows, and its recall."""
     measured = [
-        (queries, last_cosines(files, queries, DEPTH, selection), selection) for queries in kinds for selection in among
+        (queries, last_cosines(files, queries, DEPTH, selection), selection)
+        for queries in kinds
+        for selection in selections
     ]
     recalls: dict[float, float] = {}
     for reach in REACHES:
@@ -50,6 +77,26 @@ def choose_reach(files: MappedFiles, text_vectors: Callable[[], np.ndarray] | No
     # Where all lists do not suffice, as of signs alone: what is as good as the best.
     enough = min(MIN_RECALL, max(recalls.values()) - TOLERANCE)
     return next((reach, recall) for reach, recall in recalls.items() if recall >= enough)
+
+
+def _random_rows(live: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(1).permutation(live)[: max(len(live) // FILTERED, 10 * DEPTH)]
+
+
+def _rows_near_each_other(files: MappedFiles, live: np.ndarray) -> np.ndarray:
+    """Of some lists the rows that are nearest to one of them, until as many as `_random_rows` gives."""
+    rng = np.random.default_rng(2)
+    wanted, chosen = max(len(live) // FILTERED, 10 * DEPTH), [np.empty(0, dtype=np.int64)]
+    lists = rng.permutation(np.flatnonzero(np.diff(files.offsets)))
+    for number in lists.tolist():
+        rows = files.members[files.offsets[number] : files.offsets[number + 1]].astype(np.int64)
+        vectors = files.vectors[np.sort(rows)]
+        nearest = np.argsort(-(vectors @ vectors[rng.integers(len(rows))]), kind="stable")
+        chosen.append(np.sort(rows)[nearest[: -(-len(rows) // FILTERED_IN_LIST)]])
+        if sum(map(len, chosen)) >= wanted:
+            break
+    rows = np.concatenate(chosen)
+    return rows[~files.deleted[rows]] if len(rows) else live
 
 
 def perturbed_sample(files: MappedFiles, seed: int = 0) -> np.ndarray:

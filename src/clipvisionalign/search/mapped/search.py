@@ -43,7 +43,10 @@ def search_files(
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     if count <= MAX_EXACT_ROWS or files.encoder.refine * depth >= count:
         return _exact(files, vector, depth, selection)
-    return by_lists(files, vector, depth, files.record.reach, selection)
+    reach = files.record.reach
+    if selection is not None and files.record.filtered_reach is not None:
+        reach = files.record.filtered_reach
+    return by_lists(files, vector, depth, reach, selection)
 
 
 def by_lists(
