@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +14,30 @@ from clipvisionalign.training.checkpoint import random_states, restore_random_st
 from clipvisionalign.training.config import RunConfig, caches_image_features, frozen_blocks
 from clipvisionalign.training.fine_tuning import divided_tower, set_train_mode
 
+
+class TowerDtypes(NamedTuple):
+    """The dtypes of a run.
+
+    Attributes:
+        image: Of the image tower in a step.
+        text: Of the text tower.
+        kept_blocks: Of the image tower's first blocks where their outputs are kept on disk; without, as `image`.
+    """
+
+    image: torch.dtype
+    text: torch.dtype
+    kept_blocks: torch.dtype
+
+
 #: What `choose_dtypes` has found in this process, by all that it depends on.
-_CHOSEN_DTYPES: dict[str, tuple[torch.dtype, torch.dtype]] = {}
+_CHOSEN_DTYPES: dict[str, TowerDtypes] = {}
 
 
-def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> tuple[torch.dtype, torch.dtype]:
+def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | None) -> TowerDtypes:
     """The dtypes in which the towers are trained.
 
-    Each tower is timed in what it does in a step: forward, and backward where it is trained. Batch norm statistics and
-    random states are as before afterwards.
+    Each tower is timed in what it does in a step: forward, and backward where it is trained; blocks whose outputs are
+    kept on disk forward alone. Batch norm statistics and random states are as before afterwards.
 
     Args:
         config: The settings of the run.
@@ -30,11 +45,11 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         state: The state of a checkpoint, whose dtypes count; None for a run that starts.
 
     Returns:
-        The dtype of the image tower, and of the text tower.
+        The dtypes.
     """
     if state is not None:
-        image, text = (getattr(torch, name) for name in state["precision"])
-        return image, text
+        image, text, *kept_blocks = (getattr(torch, name) for name in state["precision"])
+        return TowerDtypes(image, text, *(kept_blocks or [image]))
 
     frozen = frozen_blocks(config.freezing)
     # What is kept on disk takes no time in a step.
@@ -74,12 +89,21 @@ def choose_dtypes(config: RunConfig, aligner: Aligner, state: dict[str, Any] | N
         tokens = ids[:captions]
         return work(lambda: aligner.text_tower(tokens, torch.ones_like(tokens)).pooled, aligner.text_tower)
 
+    def early_work(images: int) -> Callable[[], Any]:
+        @torch.no_grad()
+        def run() -> None:
+            divided_tower(aligner, kept).early_features(pixels[:images], kept)
+
+        return run
+
     states = [buffer.clone() for buffer in aligner.buffers()]
     random_before = random_states()
     # Two of each: a batch norm that trains needs more than one.
-    dtypes = (
-        fastest_dtype(device, image_work(8), config.precision, image_work(2)),
+    image_dtype = fastest_dtype(device, image_work(8), config.precision, image_work(2))
+    dtypes = TowerDtypes(
+        image_dtype,
         fastest_dtype(device, text_work(64), config.precision, text_work(2)),
+        fastest_dtype(device, early_work(8), config.precision, early_work(2)) if kept else image_dtype,
     )
     # The trial leaves no trace: not in a batch norm's statistics, nor in what is drawn at random.
     restore_random_states(random_before)

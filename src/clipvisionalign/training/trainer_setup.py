@@ -171,7 +171,7 @@ class TrainerSetup:
         # A machine may time its formats otherwise the next time: a resumed run keeps those that it was begun in.
         with progress_step("timing the dtypes", visible=processes.is_main):
             self.dtypes = processes.run_on_main(partial(choose_dtypes, config, aligner, state))
-        image_dtype, text_dtype = map(dtype_name, self.dtypes)
+        image_dtype, text_dtype, _ = map(dtype_name, self.dtypes)
         image, text = config.model.image_tower.name, config.model.text_tower.name
         if config.model.pretrained:
             image, text = f"images of {config.model.pretrained}", "captions"
@@ -201,7 +201,7 @@ class TrainerSetup:
         # What a run keeps on disk it keeps to its end: other views would be other augmentations.
         uses_cache: list[bool | None] = [*(self._state or {}).get("kept", []), None, None]
         self.image_features, self._dev_image_features = load_frozen_image_features(
-            config, aligner, data, self.dtypes[0], processes, uses_cache[0]
+            config, aligner, data, self.dtypes.kept_blocks, processes, uses_cache[0]
         )
         caption_features, self._dev_caption_features = load_frozen_caption_features(
             config, aligner, data, processes, uses_cache[1]
@@ -247,7 +247,7 @@ class TrainerSetup:
         ema_model = copy.deepcopy(aligner)
         ema_model.show_progress = processes.is_main
         self.timings = Timings(exact=config.profile > 0)
-        towers = Towers(aligner, self.loss_fn, self.dtypes)
+        towers = Towers(aligner, self.loss_fn, self.dtypes[:2])
         self.step = Step(towers, processes, config.negatives, config.fusion_weight, self.timings)
         self.optimizer = build_optimizer(config.optimizer, self.step)
         steps = self.steps
