@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
+from clipvisionalign.allocator import reused_memory
 from clipvisionalign.cli.adaptation import blend, blend_parser, worth, worth_parser
 from clipvisionalign.cli.calibrate import calibrate, calibrate_parser
 from clipvisionalign.cli.completion import completion_parser, completion_script
@@ -99,6 +100,9 @@ def _run(command: Callable[[list[str]], int], arguments: list[str], is_verbose: 
             # Progress covers what a command does beside its counted steps; a service runs until it is stopped.
             show_progress = command is not serve and is_main_process()
             stack.enter_context(progress_step(command.__name__, visible=show_progress, in_terminal=False))
+            if command not in (serve, search):
+                # A service keeps little; a search ends at once.
+                stack.enter_context(reused_memory())
             return command(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         if is_verbose:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from clipvisionalign.allocator import reused_memory
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.run_data import (
     ReadOptions,
@@ -86,6 +87,7 @@ logger = logging.getLogger(__name__)
 _WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
+@reused_memory()
 def build_index(
     run: str | Path, source: str | Path, out: str | Path, *, captions: bool = False,
     layout: str = "auto", metadata: str | Path = "", ray: str = "", workers: int = 0,

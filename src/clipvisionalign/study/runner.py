@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.allocator import reused_memory
 from clipvisionalign.data.captioned import CaptionedImages
 from clipvisionalign.files import atomic_write
 from clipvisionalign.models.aligner import TowerOutputCache
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 ADDED_PART = "what is added to the report"
 
 
+@reused_memory()
 def run_study(
     plan: Plan,
     out: str | Path,

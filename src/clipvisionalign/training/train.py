@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clipvisionalign.allocator import reused_memory
 from clipvisionalign.log import Log, deprecated_say
 from clipvisionalign.models.aligner import TowerOutputCache
 from clipvisionalign.models.run_names import resolve_run
@@ -79,6 +80,7 @@ def _resume(out: Path, encodings_cache: TowerOutputCache | None) -> dict[str, An
     return train(replace(settings, out=str(out)), state=state, encodings_cache=encodings_cache)
 
 
+@reused_memory()
 def train(
     config: RunConfig, say: Log | None = None, state: dict[str, Any] | None = None, restart: bool = False,
     encodings_cache: TowerOutputCache | None = None, callbacks: Sequence[Callback] = (),

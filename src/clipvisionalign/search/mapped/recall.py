@@ -15,9 +15,9 @@ MIN_RECALL, DEPTH = 0.99, 10
 REACHES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0)
 #: What a recall may be below the best.
 TOLERANCE = 0.005
-#: Of so many rows a filter leaves one, by which it is measured; where it leaves rows that are near each other, of so
-#: many rows of a list one.
-FILTERED, FILTERED_IN_LIST = 20, 4
+#: Of so many rows a filter leaves one, by which it is measured: rows at random, and so many groups of rows that
+#: are near each other.
+FILTERED, FILTERED_GROUPS = 20, 20
 #: Vectors of the index, a little changed, by which it is measured beside words.
 SAMPLE = 200
 #: Rows that are compared at a time.
@@ -43,7 +43,7 @@ def choose_reach(files: MappedFiles, text_vectors: Callable[[], np.ndarray] | No
 
     It has to for both kinds of queries: vectors between those of the index, as an image has, and vectors of words,
     which lie elsewhere and are near to more lists. A filter has a reach of its own: for rows at random, and for rows
-    that are near each other in some of the lists, as those of one year, place or kind are.
+    that are near each other, as those of one event, place or kind are.
 
     Args:
         files: The files, whose record need not have one.
@@ -84,19 +84,20 @@ def _random_rows(live: np.ndarray) -> np.ndarray:
 
 
 def _rows_near_each_other(files: MappedFiles, live: np.ndarray) -> np.ndarray:
-    """Of some lists the rows that are nearest to one of them, until as many as `_random_rows` gives."""
-    rng = np.random.default_rng(2)
-    wanted, chosen = max(len(live) // FILTERED, 10 * DEPTH), [np.empty(0, dtype=np.int64)]
-    lists = rng.permutation(np.flatnonzero(np.diff(files.offsets)))
-    for number in lists.tolist():
-        rows = files.members[files.offsets[number] : files.offsets[number + 1]].astype(np.int64)
-        vectors = files.vectors[np.sort(rows)]
-        nearest = np.argsort(-(vectors @ vectors[rng.integers(len(rows))]), kind="stable")
-        chosen.append(np.sort(rows)[nearest[: -(-len(rows) // FILTERED_IN_LIST)]])
-        if sum(map(len, chosen)) >= wanted:
-            break
-    rows = np.concatenate(chosen)
-    return rows[~files.deleted[rows]] if len(rows) else live
+    """The rows nearest to each of a few, as many as `_random_rows` gives or fewer: none twice."""
+    size = -(-max(len(live) // FILTERED, 10 * DEPTH) // FILTERED_GROUPS)
+    centres = np.random.default_rng(2).choice(live, min(FILTERED_GROUPS, len(live)), replace=False)
+    nearest = [_exact_first(files, files.vectors[centre], min(size, len(live))) for centre in np.sort(centres)]
+    return np.unique(np.concatenate(nearest))
+
+
+def _exact_first(files: MappedFiles, vector: np.ndarray, count: int) -> np.ndarray:
+    cosines = np.concatenate(
+        [files.vectors[start : start + _ROWS_PER_PRODUCT] @ vector
+         for start in range(0, len(files.vectors), _ROWS_PER_PRODUCT)]
+    )  # fmt: skip
+    cosines[files.deleted] = -np.inf
+    return np.argpartition(-cosines, count - 1)[:count]
 
 
 def perturbed_sample(files: MappedFiles, seed: int = 0) -> np.ndarray:
