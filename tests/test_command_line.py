@@ -317,3 +317,22 @@ with stop_signal() as stop:
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0].decode()
     assert output.index("stopping") < output.index("step done")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--freeze_layers", "*.conv_dw.weight"], ["*.conv_dw.weight"]),
+        (["--freeze_layers=*.bias, text_head.*"], ["*.bias", "text_head.*"]),
+        (["--freeze_layers", "[*.bias,text_head.*]"], ["*.bias", "text_head.*"]),
+        (["--freeze_layers", "[\"*.bias\", 'a.b']"], ["*.bias", "a.b"]),
+        (["--freeze_layers", "[]"], []),
+        (["--freeze_layers+", "*.bias", "--freeze_layers+=a"], ["*.bias", "a"]),
+    ],
+)
+def test_names_of_layers_are_a_list_however_they_are_written(given, expected):
+    from clipvisionalign.cli.train import _as_lists, train_parser
+
+    assert train_parser().parse_args(_as_lists(["--data", "x", *given, "--epochs", "2"])).freeze_layers == expected
+    with pytest.raises(SystemExit):
+        train_parser().parse_args(_as_lists(["--data", "x", "--freeze_layers"]))

@@ -1,8 +1,8 @@
 """Memory that a program frees, kept for its next arrays.
 
 glibc takes an array of more than 32 MiB from the kernel by `mmap`, and gives it back when it is freed. A network's
-outputs are that large in every step, and the kernel then enters each of their pages again: on a virtual machine that can
-take as long as the computation (benchmarks/allocator.py).
+outputs are that large in every step, and the kernel then enters each of their pages again: on a virtual machine that
+can take as long as the computation (benchmarks/allocator.py).
 """
 
 from __future__ import annotations

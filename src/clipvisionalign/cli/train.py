@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,9 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.log import is_main_process, log_to
 
 logger = logging.getLogger(__name__)
+
+#: Flags of lists of names.
+_LIST_FLAGS = ("--freeze_layers", "--freeze_layers+")
 
 
 def train(arguments: list[str]) -> int:
@@ -40,7 +44,7 @@ def train(arguments: list[str]) -> int:
     hint = _ResumeHint()
     _refuse_clocks(arguments, _numbers(RunConfig()))
     arguments = _data_as_flag(arguments, parser._option_string_actions)
-    arguments = _order_settings_arguments(arguments, recipe_file)
+    arguments = _as_lists(_order_settings_arguments(arguments, recipe_file))
     args = parser.parse_args([*_inherited_settings(parser, arguments), *arguments])
     settings = parser.instantiate_classes(args).as_dict()
     if settings.pop("recipe") is not None:
@@ -89,6 +93,26 @@ def _data_as_flag(arguments: Sequence[str], actions: Mapping[str, Any]) -> list[
         else:
             return ["--data", argument, *arguments[:number], *arguments[number + 1 :]]
     return list(arguments)
+
+
+def _as_lists(arguments: Sequence[str]) -> list[str]:
+    """Names of a flag that takes a list, one or with commas between them, as the list that the parser reads: in YAML a
+    name that begins with * is an alias."""
+    listed = list(arguments)
+    for number, argument in enumerate(arguments):
+        flag, is_assigned, value = argument.partition("=")
+        if flag not in _LIST_FLAGS or (not is_assigned and number + 1 == len(arguments)):
+            continue
+        value = value if is_assigned else arguments[number + 1]
+        if value.startswith("["):
+            value = value.strip()[1:-1] if value.strip().endswith("]") else value
+        names = [name.strip().strip("'\"") for name in value.split(",")]
+        text = json.dumps([name for name in names if name])
+        if is_assigned:
+            listed[number] = f"{flag}={text}"
+        else:
+            listed[number + 1] = text
+    return listed
 
 
 def print_profile(results: dict[str, Any]) -> None:

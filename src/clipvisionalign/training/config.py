@@ -115,7 +115,8 @@ class FreezingConfig:
         freeze: which towers stay as they are; "all" also keeps the heads, so that the fusion alone is trained. The
             embeddings of a text tower's tokens stay as they are in every mode, "none" too: tokens that no training
             caption has would lose their place beside those that some have.
-        freeze_layers: parameters that stay as they are, by name with *, such as "text_tower.encoder.encoder.layer.0.*".
+        freeze_layers: parameters that stay as they are, by name with *, such as "text_tower.encoder.encoder.layer.0.*";
+            several with commas between them.
         peft: "lora" trains low-rank adapters instead of a tower's own weights (needs clipvisionalign[scale]).
         lora: the adapters.
         views: how many variants of each image are kept on disk for a frozen image tower.
