@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from clipvisionalign.search import centroids, mapped
 from clipvisionalign.search.ann import build_ann_index
+from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.manifest import IndexManifest, read_manifest, write_manifest
 from clipvisionalign.search.mapped import MappedReader, VectorSettings, read_record, recall
 from clipvisionalign.search.mapped import search as mapped_search
@@ -576,7 +577,12 @@ def test_many_threads_search_at_once(written):
     ("code", "width", "message"),
     [("int4", 0, "one of float32"), ("", 20, "multiple of 8"), ("", 64, "from 8 to 32"), ("", -8, "from 8 to 32")],
 )
-def test_settings_that_fit_no_vectors_are_refused(code, width, message):
+def test_settings_that_fit_no_vectors_are_refused(code, width, message, tmp_path, monkeypatch):
+    if code:
+        # A form that there is not is refused before a model is loaded.
+        monkeypatch.setattr("clipvisionalign.search.indexer.load_aligner", lambda run: pytest.fail("loaded"))
+        with pytest.raises(ValueError, match=message):
+            build_index("run", tmp_path, tmp_path / "index", vectors=code)
     with pytest.raises(ValueError, match=message):
         mapped.check_settings(code, width, WIDTH)
     assert mapped.check_settings("", 0, WIDTH, VectorSettings("binary", 16)) == VectorSettings("binary", 16)

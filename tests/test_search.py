@@ -31,6 +31,7 @@ pytest.importorskip("lancedb", reason="no lancedb: pip install 'clipvisionalign[
 from clipvisionalign.cli import main
 from clipvisionalign.data.captioned import DataError
 from clipvisionalign.data.formats import read_captioned_images
+from clipvisionalign.explain.contact_sheet import thumbnail_sheet
 from clipvisionalign.explain.heatmaps import explain, overlay
 from clipvisionalign.images import open_image
 from clipvisionalign.models.io import load_aligner
@@ -743,6 +744,8 @@ def test_the_commands(tiny_runs, folder, tmp_path, capsys):
     assert len(shown.splitlines()) > len(plain.splitlines()) + 8
     assert main(["search", index, "--like", paths[0], "--sheet", str(tmp_path / "found.png")]) == 0
     assert Image.open(tmp_path / "found.png").width > 500
+    sheet = thumbnail_sheet([(encoded_image("JPEG"), "one"), (b"\xff\xd8 damaged", "two"), (b"", "three")], "")
+    assert [sheet.getpixel((12 + 232 * cell + 110, 12 + 110)) == (221, 221, 221) for cell in range(3)] == [0, 1, 1]
     capsys.readouterr()
     (tmp_path / "queries.txt").write_text(
         "\ufeffa star\r\n\r\nthree\u2028rings\x0b\rcafé", encoding="utf-8", newline=""

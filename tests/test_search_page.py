@@ -550,6 +550,11 @@ def test_all_images_are_ranked_word_by_word(page, service):
     assert sections.nth(1).locator(".name").evaluate_all("names => names.map(name => name.title)")[:40] == other
     rerank.check()
     assert not late.is_checked()
+    for value, on in (("0", False), ("false", False), ("1", True), ("true", True)):
+        page.goto(f"{service}/?q=a+star&late={value}")
+        until_answered(page, "a star")
+        assert late.is_checked() == on
+        assert paths(page)[:40] == (whole if on else plain[:40])
 
 
 def test_what_an_index_cannot_do_is_not_offered(browser, served_alone):

@@ -245,7 +245,7 @@ def search(arguments: list[str]) -> int:
 
         if unfinished := unfinished_note(searcher.run):
             logger.info(f"note: {unfinished}")
-    if is_gone(searcher.manifest.folder):
+    if searcher.manifest.folder and is_gone(searcher.manifest.folder):
         logger.info(
             f"note: {printable(searcher.manifest.folder)}, where the images were, is gone; if it was moved, "
             f"'{PROGRAM} index NEW_FOLDER --out {printable(args.index)}' records where it is, and encodes nothing again"

@@ -55,13 +55,21 @@ def thumbnail_sheet(thumbnails: Sequence[tuple[bytes, str]], title: str) -> Imag
     """A sheet of an index's thumbnails.
 
     Args:
-        thumbnails: JPEG bytes, each with its text.
+        thumbnails: JPEG bytes, each with its text; one that cannot be decoded is a grey cell.
         title: A line above; "" for none.
 
     Returns:
         One RGB image.
     """
-    return contact_sheet([(Image.open(BytesIO(data)).convert("RGB"), caption) for data, caption in thumbnails], title)
+    return contact_sheet([(_decode(data), caption) for data, caption in thumbnails], title)
+
+
+def _decode(thumbnail: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(thumbnail)).convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        # One that is damaged takes its cell, and the others are shown.
+        return Image.new("RGB", (CELL, CELL), "#ddd")
 
 
 def explanation_sheet(image: ImageSource, explanation: Explanation) -> Image.Image:

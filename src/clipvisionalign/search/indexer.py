@@ -73,7 +73,7 @@ from clipvisionalign.search.manifest import (
     recorded_folders,
     shard_storage,
 )
-from clipvisionalign.search.mapped import VectorSettings, can_map, check_settings, read_settings, remove_mapped
+from clipvisionalign.search.mapped import VectorSettings, can_map, check_code, check_settings, read_settings, remove_mapped
 from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.patch_rows import begin_patches, finish_patches
 from clipvisionalign.search.patches import read_patch_settings
@@ -133,6 +133,8 @@ def build_index(
         DataError: The data set cannot be read, or there is nothing to index.
     """
     check_shards(shards)
+    if vectors:
+        check_code(vectors)
     name, run = _name_and_model(run)
     aligner = load_aligner(run)
     patches = checked_patches(aligner, patches, late, Storage(out), shards)

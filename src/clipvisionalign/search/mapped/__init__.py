@@ -14,7 +14,7 @@ compared).
 """
 
 from clipvisionalign.search.mapped.build import build_mapped, remove_mapped
-from clipvisionalign.search.mapped.codes import CODES, VectorSettings, check_settings
+from clipvisionalign.search.mapped.codes import CODES, VectorSettings, check_code, check_settings
 from clipvisionalign.search.mapped.files import MAPPED_KIND, can_map, read_record, read_settings
 from clipvisionalign.search.mapped.reader import MappedReader
 
@@ -25,6 +25,7 @@ __all__ = [
     "VectorSettings",
     "build_mapped",
     "can_map",
+    "check_code",
     "check_settings",
     "read_record",
     "read_settings",

@@ -32,6 +32,23 @@ class VectorSettings:
     width: int = 0
 
 
+def check_code(code: str) -> CodeName:
+    """A form of vectors by its name.
+
+    Args:
+        code: The name.
+
+    Returns:
+        It.
+
+    Raises:
+        ValueError: There is no such form.
+    """
+    if code not in CODES:
+        raise ValueError(f"--vectors {code}: one of {', '.join(CODES)}")
+    return next(each for each in CODES if each == code)
+
+
 def check_settings(code: str, width: int, full_width: int, current: VectorSettings | None = None) -> VectorSettings:
     """The settings of an index that is about to be written.
 
@@ -49,9 +66,7 @@ def check_settings(code: str, width: int, full_width: int, current: VectorSettin
     """
     settings = current or VectorSettings()
     if code:
-        if code not in CODES:
-            raise ValueError(f"--vectors {code}: one of {', '.join(CODES)}")
-        settings = replace(settings, code=next(each for each in CODES if each == code))
+        settings = replace(settings, code=check_code(code))
     if width:
         if not 8 <= width <= full_width or width % 8:
             raise ValueError(f"--vector-width {width}: a multiple of 8 from 8 to {full_width}, the vectors' own width")

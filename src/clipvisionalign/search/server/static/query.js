@@ -11,13 +11,14 @@ export const emptyQuery = () => ({
 export function readQuery(search) {
   const values = new URLSearchParams(search);
   const number = (name) => /^\d{1,18}$/.test(values.get(name) ?? "") ? Number(values.get(name)) : null;
+  const isOn = (name) => values.has(name) && !["0", "false", "no", "off"].includes(values.get(name).toLowerCase());
   const texts = (name) => values.getAll(name).map((text) => text.trim()).filter(Boolean);
   return {
     ...emptyQuery(),
     q: texts("q"), minus: texts("minus"), where: (values.get("where") ?? "").trim(),
     count: Math.min(100, Math.max(1, number("count") ?? DEFAULT_COUNT)),
     promise: /^0?\.\d+$/.test(values.get("promise") ?? "") ? values.get("promise") : "",
-    rerank: values.has("rerank") && !values.has("late"), late: values.has("late"), compare: values.has("compare"), like: number("like"), index: number("index") ?? 0,
+    rerank: isOn("rerank") && !isOn("late"), late: isOn("late"), compare: isOn("compare"), like: number("like"), index: number("index") ?? 0,
   };
 }
 
