@@ -245,7 +245,7 @@ def ours(collection: Collection, storage: Any) -> dict[str, Any]:
     files = reader._snapshot.files  # type: ignore[union-attr]
 
     def part(query: np.ndarray, selection: Any = None) -> Any:
-        return search_files(files, query, FIRST, selection)[0]
+        return search_files(files, query, FIRST, selection, is_filtered=selection is not None)[0]
 
     def whole(query: np.ndarray, where: str = "") -> list[int]:
         rows = reader.nearest(query, FIRST, columns, where)

@@ -327,6 +327,9 @@ with stop_signal() as stop:
         (["--freeze_layers", "[*.bias,text_head.*]"], ["*.bias", "text_head.*"]),
         (["--freeze_layers", "[\"*.bias\", 'a.b']"], ["*.bias", "a.b"]),
         (["--freeze_layers", "[]"], []),
+        (["--freeze_layers", "*.layer.[0,1].*"], ["*.layer.[0,1].*"]),
+        (["--freeze_layers", "[a]*.x[0]"], ["[a]*.x[0]"]),
+        (["--freeze_layers", '["a,b", "c"]'], ["a,b", "c"]),
         (["--freeze_layers+", "*.bias", "--freeze_layers+=a"], ["*.bias", "a"]),
     ],
 )
@@ -336,3 +339,4 @@ def test_names_of_layers_are_a_list_however_they_are_written(given, expected):
     assert train_parser().parse_args(_as_lists(["--data", "x", *given, "--epochs", "2"])).freeze_layers == expected
     with pytest.raises(SystemExit):
         train_parser().parse_args(_as_lists(["--data", "x", "--freeze_layers"]))
+    assert _as_lists(["--freeze_layers", "--epochs", "2"]) == ["--freeze_layers", "--epochs", "2"]

@@ -356,7 +356,8 @@ def test_a_search_reads_a_part_of_the_lists_and_none_without_rows_that_may_be_fo
         assert sum(read) == int(mask.sum())
 
 
-def test_a_filter_has_a_reach_of_its_own_by_rows_that_are_near_each_other(index, monkeypatch):
+@pytest.mark.parametrize(("needed", "least_filtered"), [(1.25, 1.25), (0.25, 0.5)])
+def test_a_filter_has_a_reach_of_its_own_by_rows_that_are_near_each_other(index, monkeypatch, needed, least_filtered):
     files = MappedFiles(Storage(index), read_record(Storage(index)))
     live = np.flatnonzero(~files.deleted)
     near, random = recall._rows_near_each_other(files, live), recall._random_rows(live)
@@ -370,13 +371,13 @@ def test_a_filter_has_a_reach_of_its_own_by_rows_that_are_near_each_other(index,
         "measure_recall",
         lambda files, queries, last, rows, reach: (
             measured.append((rows is None, reach)),
-            1.0 if reach >= (0.5 if rows is None else 1.25) else 0.5,
+            1.0 if reach >= (0.5 if rows is None else needed) else 0.5,
         )[1],
     )
-    assert recall.choose_reach(files, lambda: vectors(3, seed=9)) == (0.5, 1.25, 1.0)
+    assert recall.choose_reach(files, lambda: vectors(3, seed=9)) == (0.5, least_filtered, 1.0)
     # Words and vectors of images, among all rows and among the two selections.
     assert measured.count((True, 0.5)) == 2
-    assert measured.count((False, 0.5)) == 4
+    assert measured.count((False, 0.25)) == 4
 
 
 @pytest.mark.parametrize("of_before", [False, True])
@@ -393,6 +394,10 @@ def test_searches_with_a_filter_read_on_as_filters_need(index, monkeypatch, of_b
     reader.nearest(vectors(1)[0], 5, COLUMNS)
     reader.nearest(vectors(1)[0], 5, COLUMNS, "size > 100")
     assert read == [0.5, 0.5 if of_before else 1.5]
+    # Rows that are gone are no filter.
+    delete_rows(create_image_table(Storage(index), WIDTH), [3])
+    open_reader(index).nearest(vectors(1)[0], 5, COLUMNS)
+    assert read.pop() == 0.5
     # An update without new rows keeps both.
     write(index)
     assert read_record(Storage(index)).filtered_reach == (None if of_before else 1.5)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,12 @@ from clipvisionalign.cli import main
 from clipvisionalign.export import text_tower as text_export
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.io import load_aligner
-from clipvisionalign.search import fingerprint
+from clipvisionalign.search import fingerprint, text_tower
 from clipvisionalign.search.fingerprint import aligner_fingerprint
 from clipvisionalign.search.hits import CaptionHit, Hit
 from clipvisionalign.search.indexer import build_index
 from clipvisionalign.search.mapped import MAPPED_KIND, can_map
-from clipvisionalign.search.queries import SearchQuery
+from clipvisionalign.search.queries import EncodedQuery, SearchQuery, encode_queries
 from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.storage import InvalidIndexError, Storage
 from clipvisionalign.search.table_reader import LanceDBReader, LanceReader
@@ -494,3 +495,61 @@ def test_the_padded_vectors_are_those_of_each_alone(world):
     assert np.abs(together - alone).max() < 1e-5
     assert np.abs(alone - aligner.encode_captions(texts).numpy()).max() < 1e-4
     assert searcher.encoder.encode_words([]).shape == (0, aligner.width)
+
+
+# --- while a searcher is open, and by versions ------------------------------------------------------------------------
+
+
+def test_patches_that_an_update_adds_are_read_by_a_searcher_that_is_open(world, tmp_path, scenes_folder):
+    index = Path(shutil.copytree(world / "late", tmp_path / "index"))
+    shutil.copytree(world / "patches" / "text", index / "text", dirs_exist_ok=True)
+    searcher, query = Searcher(index), SearchQuery([parse_term("a red circle")], 20, rerank=20)
+    searcher.search_one(query)
+    assert searcher.encoder.late_scales is None
+    build_index(world / "runs" / "late", scenes_folder / "images", index, patches=1)
+    assert searcher.encoder.late_scales is not None
+    afterwards = Searcher(index)
+    assert_same_pair_scores(searcher.search_one(query), afterwards.search_one(query))
+    assert afterwards.encoder._aligner is None
+
+
+@pytest.mark.parametrize("asked_before", range(4))
+def test_patches_that_come_while_queries_are_encoded_are_for_the_next_ones(world, asked_before):
+    searcher, asked = Searcher(world / "mapped"), []
+    searcher.encoder._ask_for_patches = lambda: asked.append(1) or len(asked) > asked_before
+    queries = [SearchQuery([parse_term(text)], 5, within=1.0) for text in ("red", "a star")]
+    for encoded in encode_queries(searcher.encoder, queries):
+        assert isinstance(encoded, EncodedQuery)
+
+
+def test_a_model_that_loads_for_one_image_is_not_counted(world, tmp_path, monkeypatch):
+    index = Path(shutil.copytree(world / "patches", tmp_path / "index"))
+    text = parse_term("a red circle")
+    expected = Searcher(index).search_one(SearchQuery([text], 20, rerank=20))
+    open_image_table(index).update(where=f"id = {expected[3].id}", values={"hash": "another"})
+    from clipvisionalign.models import io
+
+    load = io.load_aligner
+    monkeypatch.setattr(io, "load_aligner", lambda *args: time.sleep(2) or load(*args))
+    start = time.perf_counter()
+    spent = Searcher(index).search_one(SearchQuery([text], 20, within=30.0)).spent
+    assert spent.reranked == spent.unsure
+    assert spent.seconds < time.perf_counter() - start - 2
+
+
+def test_a_cached_text_tower_serves_indexes_of_before_too(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPVISIONALIGN_CACHE", str(tmp_path / "cache"))
+    old = Path(shutil.copytree(world / "patches", tmp_path / "old"))
+    manifest = json.loads((old / "text" / "text.json").read_text())
+    del manifest["late"]
+    (old / "text" / "text.json").unlink()
+    (old / "text" / "text.json").write_text(json.dumps(manifest))
+    fetched: list[str] = []
+    monkeypatch.setattr(
+        Storage, "get_file",
+        lambda self, name, target: fetched.append(name) or shutil.copy(Path(self.location) / name, target),
+    )  # fmt: skip
+    for index, files in ((old, 3), (world / "patches", 3), (old, 0), (world / "patches", 0)):
+        fetched.clear()
+        text_tower._fetch(Storage(index), manifest["aligner"])
+        assert len(fetched) == files

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,17 @@ def _data_as_flag(arguments: Sequence[str], actions: Mapping[str, Any]) -> list[
     return list(arguments)
 
 
+def _names(value: str) -> list[str]:
+    """The names of a list, in brackets or without; one with a class of letters, such as layer.[01].*, is alone."""
+    with suppress(ValueError):
+        names = json.loads(value)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    inner = value.strip().removeprefix("[").removesuffix("]") if re.fullmatch(r"\[[^][]*\]", value.strip()) else value
+    names = [inner] if "[" in inner else inner.split(",")
+    return [name for each in names if (name := each.strip().strip("'\""))]
+
+
 def _as_lists(arguments: Sequence[str]) -> list[str]:
     """Names of a flag that takes a list, one or with commas between them, as the list that the parser reads: in YAML a
     name that begins with * is an alias."""
@@ -104,10 +116,9 @@ def _as_lists(arguments: Sequence[str]) -> list[str]:
         if flag not in _LIST_FLAGS or (not is_assigned and number + 1 == len(arguments)):
             continue
         value = value if is_assigned else arguments[number + 1]
-        if value.startswith("["):
-            value = value.strip()[1:-1] if value.strip().endswith("]") else value
-        names = [name.strip().strip("'\"") for name in value.split(",")]
-        text = json.dumps([name for name in names if name])
+        if value.startswith("--"):
+            continue
+        text = json.dumps(_names(value))
         if is_assigned:
             listed[number] = f"{flag}={text}"
         else:

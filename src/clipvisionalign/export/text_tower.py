@@ -42,18 +42,6 @@ CAPTION_SAMPLES = (
 )  # fmt: skip
 
 
-def scores_by_late_alone(aligner: Aligner) -> bool:
-    """Whether a model's pair scores are of cosines and its late interaction, without a fusion.
-
-    Args:
-        aligner: The model.
-
-    Returns:
-        Whether it has the design `late`.
-    """
-    return aligner.late is not None and aligner.fusion is None
-
-
 class CaptionVectors(nn.Module):
     """The text tower as a graph of vectors alone.
 
@@ -144,7 +132,7 @@ def write_text_tower(aligner: Aligner, fingerprint: str, folder: Path) -> dict[s
         "format": TEXT_FORMAT, "aligner": fingerprint, "design": aligner.config.design,
         "reranks": aligner.late is not None, "width": aligner.width, **describe_captions(aligner),
     }  # fmt: skip
-    if scores_by_late_alone(aligner):
+    if aligner.scores_by_late_alone:
         assert aligner.late is not None
         late_scale = aligner.late.scale().item() * aligner.late.weight.item()
         manifest["late"] = {"scale": aligner.scale().item(), "late_scale": late_scale}
@@ -183,14 +171,14 @@ def _write_graph(aligner: Aligner, folder: Path) -> float:
 
 def _graph_module(aligner: Aligner) -> nn.Module:
     """What is exported: vectors, and for late interaction alone what pairs are scored with."""
-    return CaptionExport(aligner) if scores_by_late_alone(aligner) else CaptionVectors(aligner)
+    return CaptionExport(aligner) if aligner.scores_by_late_alone else CaptionVectors(aligner)
 
 
 def _export_graph(module: nn.Module, aligner: Aligner, path: Path, trace: bool) -> None:
     """Write the graph of one module for any number of captions and tokens; trace: by TorchScript's exporter."""
     fixed = fixed_length(aligner)
     example = random_tokens(aligner, 3, fixed or min(9, aligner.text_tower.max_tokens))
-    outputs = ["vectors", *(LATE_OUTPUTS if scores_by_late_alone(aligner) else ())]
+    outputs = ["vectors", *(LATE_OUTPUTS if aligner.scores_by_late_alone else ())]
     names: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": outputs}
     level = logging.getLogger("torch.onnx").level
     with warnings.catch_warnings(), torch.no_grad(), without_fast_path():

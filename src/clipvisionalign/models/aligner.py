@@ -293,6 +293,11 @@ class Aligner(EncodingModel):
             with atomic_write(target / CONFIG_FILE) as aside:
                 aside.write_text(yaml.safe_dump({"model": recorded_settings(self.config)}, sort_keys=False))
 
+    @property
+    def scores_by_late_alone(self) -> bool:
+        """Whether pair scores are of cosines and the late interaction, without a fusion: of the design `late`."""
+        return self.late is not None and self.fusion is None
+
     def parameter_count(self) -> int:
         """Number of parameters of all parts.
 

@@ -1,12 +1,14 @@
 """What encodes the queries of an index: its text tower by onnxruntime, the aligner where PyTorch is needed.
 
 Words go through the text tower that lies beside the index (`text_tower.py`). The aligner is loaded when something else
-is asked for the first time: an image as a query, a re-ranking, an explanation, or words where there is no text tower.
+is asked for the first time: an image as a query, an explanation, a re-ranking by a fusion or of images without stored
+patches, or words where there is no text tower.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,7 @@ class QueryEncoder:
 
     Attributes:
         run: The run folder, or a pretrained dual encoder.
+        loading_seconds: How long the aligner took to load, once it is.
 
     Raises:
         InvalidIndexError: The run has other weights; or it is not there, and was named or is needed.
@@ -69,7 +72,7 @@ class QueryEncoder:
         self.manifest, self.device = manifest, device
         self.run = Path(run or manifest.run)
         self._text_manifest = read_text_manifest(self.storage, manifest.aligner)
-        self._not_installed, self._has_patches = "", False
+        self._not_installed, self._has_patches, self.loading_seconds = "", False, 0.0
         self._ask_for_patches = has_patches or (lambda: self.storage.read(PATCH_FILE) is not None)
         try:
             self.run = Path(resolve_run(run or manifest.run))
@@ -108,10 +111,12 @@ class QueryEncoder:
         """
         with self._aligner_lock:
             if self._aligner is None:
+                start = time.perf_counter()
                 from clipvisionalign.models.io import load_aligner
 
                 self._check_run(is_needed=True)
                 self._aligner = load_aligner(self.run, self.device)
+                self.loading_seconds += time.perf_counter() - start
             return self._aligner
 
     @property
@@ -229,15 +234,6 @@ class QueryEncoder:
         if tower is None:
             raise ValueError("there is no text tower beside the index")
         return tower.encode_tokens(texts)
-
-    def load_for_pairs(self) -> None:
-        """Load what words are encoded for pair scores by.
-
-        Raises:
-            InvalidIndexError: The aligner is needed, and not there.
-        """
-        if self.late_scales is None:
-            _ = self.aligner
 
     def encode_for_pairs(self, texts: Sequence[str]) -> list[CaptionTokens] | list[EncodedCaption]:
         """Encode words for pair scores, without PyTorch where that is possible.

@@ -36,11 +36,12 @@ def _in_order(
     scores_of: Callable[[Sequence[int]], np.ndarray], numbers: Sequence[int], hits: Sequence[Hit]
 ) -> list[Hit]:
     """Hits with their pair scores, best first, those that are not among some numbers last."""
-    there = [hit for hit in hits if hit.id in set(numbers)]
+    known = set(numbers)
+    there = [hit for hit in hits if hit.id in known]
     scores = scores_of([hit.id for hit in there])
     order = np.argsort(-scores, kind="stable")
     scored = [replace(there[number], pair_score=round(float(scores[number]), 5)) for number in order]
-    return scored + [hit for hit in hits if hit.id not in set(numbers)]
+    return scored + [hit for hit in hits if hit.id not in known]
 
 
 def _score_stored(query: LateQuery, stored: StoredImages, numbers: Sequence[int]) -> np.ndarray:
@@ -148,14 +149,14 @@ class HitReranker:
         depth = query.rerank or (MARGIN_DEPTH if margin is None else margin.depth)
         cosines = [hit.score for hit in hits[:depth]]
         unsure = unsure_hits(cosines, math.inf if margin is None else margin.margin, depth)
-        if unsure:
-            before = time.perf_counter()
-            self.encoder.load_for_pairs()
-            start += time.perf_counter() - before
+        loaded_before = self.encoder.loading_seconds
+
+        def loading() -> float:
+            return self.encoder.loading_seconds - loaded_before
 
         def begin() -> ScoreHits:
             encoded = captions or self.encoder.encode_for_pairs([str(term.content) for term in query.terms])
             return self.scorer(query, encoded, hits[:unsure])
 
-        ordered, reranked = self._timed.rerank(hits, unsure, start + query.within, begin)
-        return ordered, TimeSpent(time.perf_counter() - start, query.within, unsure, reranked)
+        ordered, reranked = self._timed.rerank(hits, unsure, start + query.within, begin, loading)
+        return ordered, TimeSpent(time.perf_counter() - start - loading(), query.within, unsure, reranked)

@@ -89,11 +89,14 @@ class IndexReader:
         self.mapped = MappedReader(self.storage, self.table)
         self.in_memory: InMemoryVectors | None = None
         self._loading = threading.Lock()
+        self._patches: tuple[PatchReader | None] | None = None
 
-    @cached_property
+    @property
     def patches(self) -> PatchReader | None:
-        """The patches that re-ranking reads; None for an index without any."""
-        return open_patch_reader(self.storage)
+        """The patches that re-ranking reads; None for an index without any, on this machine until it has some."""
+        if self._patches is None or (self._patches[0] is None and self.storage.is_local):
+            self._patches = (open_patch_reader(self.storage),)
+        return self._patches[0]
 
     @cached_property
     def late(self) -> LateReader:

@@ -73,7 +73,14 @@ from clipvisionalign.search.manifest import (
     recorded_folders,
     shard_storage,
 )
-from clipvisionalign.search.mapped import VectorSettings, can_map, check_code, check_settings, read_settings, remove_mapped
+from clipvisionalign.search.mapped import (
+    VectorSettings,
+    can_map,
+    check_code,
+    check_settings,
+    read_settings,
+    remove_mapped,
+)
 from clipvisionalign.search.null_queries import null_texts
 from clipvisionalign.search.patch_rows import begin_patches, finish_patches
 from clipvisionalign.search.patches import read_patch_settings
@@ -117,8 +124,7 @@ def build_index(
         vector_width: Numbers of a vector, from its beginning, that the lists keep; 0 for those that it has, or all.
         shards: Number of complete indexes that the images of a new index are dealt to (`index_parts.py`); None for
             those that the index has, and none of a new one.
-        late: Keep patches, and what a search of the whole index by late interaction needs; without it, what an index
-            has is kept up to date.
+        late: Keep what a search of the whole index by late interaction needs, patches too; an index keeps what it has.
 
     Returns:
         Counts of files and rows.
@@ -133,8 +139,7 @@ def build_index(
         DataError: The data set cannot be read, or there is nothing to index.
     """
     check_shards(shards)
-    if vectors:
-        check_code(vectors)
+    check_code(vectors)
     name, run = _name_and_model(run)
     aligner = load_aligner(run)
     patches = checked_patches(aligner, patches, late, Storage(out), shards)
@@ -237,15 +242,7 @@ def _require_utf8_path(index: Storage) -> Storage:
 
 
 def _begin(collection: Collection, indexed: int) -> None:
-    """Log what there is to index, and its problems.
-
-    Args:
-        collection: The images.
-        indexed: Number of rows in the index.
-
-    Raises:
-        DataError: There is no image, and no row.
-    """
+    """Log what there is to index, and its problems. Raises DataError where there is no image, and none indexed."""
     listing, source = collection.listing, printable(str(collection.storage))
     logger.info(f"{source}: {len(listing.files):,} files that may be images; {indexed:,} in the index")
     log_problems(collection)

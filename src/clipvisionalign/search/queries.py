@@ -131,10 +131,14 @@ def encode_queries(encoder: QueryEncoder, queries: Sequence[SearchQuery]) -> lis
         a design without pair scores.
     """
     errors = {position: error for position, query in enumerate(queries) if (error := _query_error(encoder, query))}
-    valid = [query for position, query in enumerate(queries) if position not in errors]
     # Queries with a vector need their words for re-ranking only.
-    texts = _distinct_texts(query for query in valid if query.vector is None and not _encodes_pairs(encoder, query))
-    pair_texts = _distinct_texts(query for query in valid if _encodes_pairs(encoder, query))
+    # Once: patches that an update adds meanwhile are for the next queries.
+    in_pairs = {position for position, query in enumerate(queries) if _encodes_pairs(encoder, query)} - errors.keys()
+    texts = _distinct_texts(
+        query for position, query in enumerate(queries)
+        if query.vector is None and position not in in_pairs and position not in errors
+    )  # fmt: skip
+    pair_texts = _distinct_texts(queries[position] for position in sorted(in_pairs))
     vectors = dict(zip(texts, encoder.encode_words(texts), strict=True)) if texts else {}
     captions: dict[str, Any] = dict(zip(pair_texts, encoder.encode_for_pairs(pair_texts), strict=True))
     vectors |= {text: as_array(caption.vector) for text, caption in captions.items() if text not in vectors}
@@ -144,7 +148,7 @@ def encode_queries(encoder: QueryEncoder, queries: Sequence[SearchQuery]) -> lis
             if position in errors:
                 raise errors[position]
             vector = _query_vector(encoder, query, vectors)
-            terms = query.terms if _encodes_pairs(encoder, query) else ()
+            terms = query.terms if position in in_pairs else ()
             encoded.append(EncodedQuery(vector, [captions[str(term.content)] for term in terms]))
         except ValueError as error:
             encoded.append(error)

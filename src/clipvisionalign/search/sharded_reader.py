@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -300,7 +299,7 @@ class ShardedReader:
         self._unreadable: set[int] = set()
         self._pool = ThreadPoolExecutor(len(self.names), thread_name_prefix="shard")
 
-    @cached_property
+    @property
     def patches(self) -> ShardedPatches | None:
         """The patches that re-ranking reads; None where no shard has any."""
         readers = [reader.patches for reader in self.readers if reader.patches is not None]

@@ -136,10 +136,10 @@ def keep_text_tower(
         kept = json.loads(text or "null") or {}
     except ValueError:
         kept = {}
-    has_tokens = aligner.late is not None and aligner.fusion is None
+    has_tokens = aligner.scores_by_late_alone
     if kept.get("aligner") == fingerprint and kept.get("format") == TEXT_FORMAT:
         # One of before gives vectors alone.
-        if not kept.get("reason") and ("late" in kept) == has_tokens:
+        if not kept.get("reason") and ("late" in kept or not has_tokens):
             return TextTowerReport("unchanged", int(kept.get("bytes", 0)))
         if kept.get("reason") and kept.get("version") == __version__:
             return TextTowerReport(reason=str(kept["reason"]))
@@ -206,7 +206,7 @@ def _is_complete(folder: Path, fingerprint: str, has_tokens: bool) -> bool:
         written = sum((folder / name).stat().st_size for name in (TEXT_GRAPH, TEXT_TOKENIZER))
         return bool(
             manifest["format"] == TEXT_FORMAT and manifest["aligner"] == fingerprint and manifest["bytes"] == written
-            and ("late" in manifest) == has_tokens
+            and ("late" in manifest or not has_tokens)
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -128,8 +128,9 @@ class TimedReranker:
             return known * _DECAY**self._skipped
 
     def rerank(
-        self, hits: Sequence[Hit], unsure: int, deadline: float, begin: Callable[[], ScoreHits]
-    ) -> tuple[list[Hit], int]:
+        self, hits: Sequence[Hit], unsure: int, deadline: float, begin: Callable[[], ScoreHits],
+        uncounted: Callable[[], float] = lambda: 0.0,
+    ) -> tuple[list[Hit], int]:  # fmt: skip
         """Order the first hits by pair scores, as far as the time lasts.
 
         Args:
@@ -137,6 +138,7 @@ class TimedReranker:
             unsure: Number of first hits that are worth it.
             deadline: Of `time.perf_counter`.
             begin: Encodes the query and reads what is stored of the first `unsure` hits; gives what scores some.
+            uncounted: Seconds since the start that `begin` took for what is done once, such as loading a model.
 
         Returns:
             The N hits, and how many of them were re-ranked.
@@ -154,7 +156,9 @@ class TimedReranker:
             return list(hits), 0
         score = begin()
         now = time.perf_counter()
-        beginning, first_rate = now - start, 0.0
+        once = uncounted()
+        deadline += once
+        beginning, first_rate = now - start - once, 0.0
         scored: list[Hit] = []
         size = min(_FIRST_HITS, unsure)
         while size > 0:

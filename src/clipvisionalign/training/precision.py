@@ -21,7 +21,8 @@ class TowerDtypes(NamedTuple):
     Attributes:
         image: Of the image tower in a step.
         text: Of the text tower.
-        kept_blocks: Of the image tower's first blocks where their outputs are kept on disk; without, as `image`.
+        kept_blocks: Of the image tower's first blocks where their outputs for training images are kept on disk (those
+            for dev are always in float32); without, as `image`.
     """
 
     image: torch.dtype

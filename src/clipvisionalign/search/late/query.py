@@ -30,8 +30,9 @@ def late_query(
     scales = encoder.late_scales
     if scales is None:
         aligner = encoder.aligner
-        if aligner.late is None or aligner.fusion is not None:
+        if not aligner.scores_by_late_alone:
             return None
+        assert aligner.late is not None
         scales = aligner.scale().item(), aligner.late.scale().item() * aligner.late.weight.item()
     terms = [
         LateTerm(as_array(caption.vector), as_array(caption.token_vectors), as_array(caption.token_weights), weight)

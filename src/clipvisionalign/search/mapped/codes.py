@@ -36,7 +36,7 @@ def check_code(code: str) -> CodeName:
     """A form of vectors by its name.
 
     Args:
-        code: The name.
+        code: The name; "" for int8.
 
     Returns:
         It.
@@ -44,9 +44,10 @@ def check_code(code: str) -> CodeName:
     Raises:
         ValueError: There is no such form.
     """
-    if code not in CODES:
+    form = next((each for each in CODES if each == (code or "int8")), None)
+    if form is None:
         raise ValueError(f"--vectors {code}: one of {', '.join(CODES)}")
-    return next(each for each in CODES if each == code)
+    return form
 
 
 def check_settings(code: str, width: int, full_width: int, current: VectorSettings | None = None) -> VectorSettings:

@@ -51,7 +51,7 @@ class MappedRecord:
         recall: Share of the exact first ten that a search finds, 0 to 1, the least over several kinds of queries.
         sizes: Bytes of each file.
         format: Version of the files.
-        filtered_reach: `reach` of a search among rows that a filter leaves; None for the same.
+        filtered_reach: `reach` of a search among rows that a filter leaves, no less than `reach`; None for the same.
     """
 
     folder: str

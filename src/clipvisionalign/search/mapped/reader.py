@@ -113,7 +113,7 @@ class MappedReader:
         selection, others = snapshot.alive, np.ones(len(snapshot.other_ids), dtype=bool)
         if where:
             selection, others = self._filtered(snapshot, where)
-        positions, scores = search_files(snapshot.files, vector, count, selection)
+        positions, scores = search_files(snapshot.files, vector, count, selection, is_filtered=bool(where))
         ids = np.asarray(snapshot.files.ids[positions])
         other_ids = snapshot.other_ids[others]
         if len(other_ids):

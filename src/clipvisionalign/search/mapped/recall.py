@@ -29,7 +29,7 @@ class Reach(NamedTuple):
 
     Attributes:
         reach: Among all rows.
-        filtered_reach: Among the rows that a filter leaves.
+        filtered_reach: Among the rows that a filter leaves, no less: a filter may leave nearly all.
         recall: The least of all kinds of queries and rows that were measured, 0 to 1.
     """
 
@@ -57,7 +57,7 @@ def choose_reach(files: MappedFiles, text_vectors: Callable[[], np.ndarray] | No
     whole = [None if len(live) == len(files.ids) else _selection(files, live)]
     parts = [_selection(files, each) for each in (_random_rows(live), _rows_near_each_other(files, live))]
     (reach, recall), (filtered_reach, filtered_recall) = (_least_reach(files, kinds, each) for each in (whole, parts))
-    return Reach(reach, filtered_reach, min(recall, filtered_recall))
+    return Reach(reach, max(reach, filtered_reach), min(recall, filtered_recall))
 
 
 def _least_reach(
@@ -87,17 +87,17 @@ def _rows_near_each_other(files: MappedFiles, live: np.ndarray) -> np.ndarray:
     """The rows nearest to each of a few, as many as `_random_rows` gives or fewer: none twice."""
     size = -(-max(len(live) // FILTERED, 10 * DEPTH) // FILTERED_GROUPS)
     centres = np.random.default_rng(2).choice(live, min(FILTERED_GROUPS, len(live)), replace=False)
-    nearest = [_exact_first(files, files.vectors[centre], min(size, len(live))) for centre in np.sort(centres)]
-    return np.unique(np.concatenate(nearest))
-
-
-def _exact_first(files: MappedFiles, vector: np.ndarray, count: int) -> np.ndarray:
-    cosines = np.concatenate(
-        [files.vectors[start : start + _ROWS_PER_PRODUCT] @ vector
-         for start in range(0, len(files.vectors), _ROWS_PER_PRODUCT)]
-    )  # fmt: skip
-    cosines[files.deleted] = -np.inf
-    return np.argpartition(-cosines, count - 1)[:count]
+    directions, count = files.vectors[np.sort(centres)].T, len(files.vectors)
+    best, cosines = np.empty((0, len(centres)), dtype=np.int64), np.empty((0, len(centres)), dtype=np.float32)
+    for start in range(0, count, _ROWS_PER_PRODUCT):
+        rows = np.arange(start, min(start + _ROWS_PER_PRODUCT, count))
+        rows = rows[~files.deleted[rows]]
+        cosines = np.concatenate([cosines, files.vectors[rows] @ directions])
+        best = np.concatenate([best, np.broadcast_to(rows[:, None], (len(rows), len(centres)))])
+        if size < len(best):
+            first = np.argpartition(-cosines, size - 1, axis=0)[:size]
+            best, cosines = np.take_along_axis(best, first, 0), np.take_along_axis(cosines, first, 0)
+    return np.unique(best)
 
 
 def perturbed_sample(files: MappedFiles, seed: int = 0) -> np.ndarray:

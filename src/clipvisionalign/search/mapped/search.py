@@ -2,7 +2,8 @@
 
 A query reads the lists in the order of their centroids' cosines, until no further one is likely to have a row among
 those that are wanted: until its centroid is farther below the last of them than `reach` allows (`recall.py`). Where a
-filter leaves fewer rows, the last of those that are wanted is farther down, and more lists are read by the same rule.
+filter leaves fewer rows, the last of those that are wanted is farther down, and more lists are read by the same rule,
+with a reach of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _ROWS_PER_PRODUCT = 65_536
 
 
 def search_files(
-    files: MappedFiles, vector: np.ndarray, depth: int, selection: Selection | None = None
+    files: MappedFiles, vector: np.ndarray, depth: int, selection: Selection | None = None, *, is_filtered: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The nearest rows of mapped files.
 
@@ -33,6 +34,7 @@ def search_files(
         vector: The query, (D,), unit length.
         depth: Number of rows at most.
         selection: Which rows may be found; None for all.
+        is_filtered: Whether a filter left them; else they are those that are not deleted.
 
     Returns:
         Positions (M,), nearest first, and their cosines (M,), float32.
@@ -44,7 +46,7 @@ def search_files(
     if count <= MAX_EXACT_ROWS or files.encoder.refine * depth >= count:
         return _exact(files, vector, depth, selection)
     reach = files.record.reach
-    if selection is not None and files.record.filtered_reach is not None:
+    if is_filtered and files.record.filtered_reach is not None:
         reach = files.record.filtered_reach
     return by_lists(files, vector, depth, reach, selection)
 
