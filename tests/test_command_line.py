@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import signal
@@ -340,3 +341,18 @@ def test_names_of_layers_are_a_list_however_they_are_written(given, expected):
     with pytest.raises(SystemExit):
         train_parser().parse_args(_as_lists(["--data", "x", "--freeze_layers"]))
     assert _as_lists(["--freeze_layers", "--epochs", "2"]) == ["--freeze_layers", "--epochs", "2"]
+
+
+@pytest.mark.parametrize("count", [1, 4000])
+def test_whoever_reads_the_output_may_end_before_it(tmp_path, count):
+    """Of little output, which is written at the end, and of more than a pipe holds."""
+    code = (
+        "import sys; from clipvisionalign.cli import commands\n"
+        f"commands.COMMANDS['check'] = ('', lambda arguments: [print('x' * 100) for _ in range({count})] and 0)\n"
+        "sys.exit(commands.main(['check']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(60)) == (b"", 141)

@@ -96,6 +96,12 @@ def test_parts_are_frozen_by_name(tiny_model):
     trained = {name for name, parameter in aligner.named_parameters() if parameter.requires_grad}
     assert not any(name.startswith(("text_tower.encoder.encoder.layer.0.", "image_head.")) for name in trained)
     assert any(name.startswith("text_tower.encoder.encoder.layer.1.") for name in trained)
+    with pytest.raises(
+        ValueError, match=r"--freeze_layers text_tower: no parameter has such a name; text_tower.\* are "
+    ):
+        freeze(aligner, "none", ["text_tower"])
+    with pytest.raises(ValueError, match=r"there are image_head.*"):
+        freeze(aligner, "none", ["image_heads.weight"])
     with pytest.raises(ValueError, match=r"--freeze_layers text_tower.layer.9\*: no parameter has such a name"):
         freeze(aligner, "none", ["text_tower.layer.9*"])
 

@@ -320,7 +320,7 @@ def test_shards_are_refused(tmp_path, folder, tiny_runs):
 
 @pytest.mark.parametrize("options", [{"rerank": 3}, {"within": 0.1}, {"captions": True}, {"promise": 0.9}])
 def test_ways_that_exclude_each_other_are_refused(index, options):
-    with pytest.raises(ValueError, match="--late ranks all images by pair scores: it goes without"):
+    with pytest.raises(ValueError, match="late ranks all images by pair scores: it goes without"):
         hits_of(index, ["a red circle"], late=True, **options)
 
 
@@ -339,4 +339,4 @@ def test_the_command_and_the_service_rank_alike(index, capsys):
         refused = client.get("/search", params={"q": "a red circle", "late": True, "rerank": 5})
     assert answer["found"] == hits
     assert refused.status_code == 422
-    assert "--late ranks all images" in refused.text
+    assert "late ranks all images" in refused.text

@@ -38,7 +38,7 @@ from clipvisionalign.search.searcher import Searcher
 from clipvisionalign.search.server.app import create_app
 from clipvisionalign.search.storage import Storage
 from clipvisionalign.search.terms import parse_term
-from clipvisionalign.search.time_limit import MAX_SECONDS, TimedReranker, parse_seconds
+from clipvisionalign.search.time_limit import MAX_SECONDS, TimedReranker, TimeSpent, parse_seconds
 
 QUERIES = ("a red circle", "a blue star and a green ring", "two squares", "a small cross left of a ring")
 #: More than any test takes, and less than anything does.
@@ -340,6 +340,10 @@ def test_queries_of_a_batch_each_have_their_own_time(timed_indexes, monkeypatch)
     monkeypatch.setattr(hit_reranker.HitReranker, "scorer", scorer)
     for result in searcher.search_batch(queries):
         assert result.spent.reranked == 8
+    with pytest.raises(ValueError, match="at least 0 hits can be re-ranked, not -3"):
+        searcher.search_one(SearchQuery([parse_term("red")], rerank=-3))
+    assert "the order is by cosine alone" in TimeSpent(0.02, 0.01, 8, 0).describe()
+    assert "cosine" not in TimeSpent(0.02, 0.05, 8, 3).describe()
     with pytest.raises(ValueError, match="give words only"):
         searcher.search_one(SearchQuery(within=0.1, vector=np.ones(32, dtype=np.float32)))
 

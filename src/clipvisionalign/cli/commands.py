@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -103,8 +105,12 @@ def _run(command: Callable[[list[str]], int], arguments: list[str], is_verbose: 
             if command not in (serve, search):
                 # A service keeps little; a search ends at once.
                 stack.enter_context(reused_memory())
-            return command(arguments)
+            status = command(arguments)
+            sys.stdout.flush()
+            return status
     except (ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         if is_verbose:
             traceback.print_exc()
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -118,6 +124,18 @@ def _run(command: Callable[[list[str]], int], arguments: list[str], is_verbose: 
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped{RESUMED.get(command, '')}", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads standard output, such as `head`, has ended; then nothing more is written there."""
+    output = sys.stdout.fileno()
+    if hasattr(select, "poll"):
+        ends = select.poll()
+        ends.register(output, 0)
+        if not any(event & select.POLLERR for _, event in ends.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def _version() -> str:

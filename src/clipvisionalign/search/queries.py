@@ -77,11 +77,13 @@ class SearchQuery:
         """Check what can be known without an index.
 
         Raises:
-            ValueError: The count is below 1, there is nothing to search for, the terms cannot be re-ranked, or the
-                promise is no probability or not for words.
+            ValueError: The count is below 1, or that of hits to re-rank below 0; there is nothing to search for; the
+                terms cannot be re-ranked; or the promise is no probability or not for words.
         """
         if self.count < 1:
             raise ValueError(f"at least 1 image can be found, not {self.count}")
+        if self.rerank < 0:
+            raise ValueError(f"at least 0 hits can be re-ranked, not {self.rerank}")
         if self.vector is None:
             # Unit vectors: whether those of the model cancel each other is not known yet.
             combine_terms(self.terms, np.eye(len(self.terms), dtype=np.float32))
@@ -89,10 +91,11 @@ class SearchQuery:
             check_seconds(self.within)
         if self.late and (self.rerank_depth or self.captions or self.promise):
             raise ValueError(
-                "--late ranks all images by pair scores: it goes without --rerank, --within, --captions and --promise"
+                "late ranks all images by pair scores: it goes without rerank, within, captions and promise"
             )
         if (self.late or self.rerank_depth) and (not self.terms or any(term.is_image for term in self.terms)):
-            raise ValueError("re-ranking compares words with images: give words only")
+            what = "late ranks images by words" if self.late else "re-ranking compares words with images"
+            raise ValueError(f"{what}: give words only")
         if self.captions and (self.where.strip() or self.rerank_depth):
             raise ValueError("captions are found without a filter and without re-ranking")
         if self.promise:

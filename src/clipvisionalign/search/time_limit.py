@@ -99,7 +99,8 @@ class TimeSpent(NamedTuple):
         times = f"{1000 * self.seconds:.0f} of {1000 * self.limit:g} ms"
         if not self.unsure:
             return f"re-ranked none: the order of the hits is sure enough, {times}"
-        return f"re-ranked {self.reranked} of {self.unsure} hits of unsure order, {times}"
+        done = f"re-ranked {self.reranked} of {self.unsure} hits of unsure order, {times}"
+        return done if self.reranked else f"{done}: the time was over before, and the order is by cosine alone"
 
 
 #: Scores hits: the same ones, those that could be scored with a pair score.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,8 +87,10 @@ def freeze(aligner: Aligner, mode: str, patterns: list[str], blocks: int = 0) ->
     for pattern in patterns:
         matching = [parameter for name, parameter in names.items() if fnmatchcase(name, pattern)]
         if not matching:
-            examples = ", ".join(list(names)[:: max(1, len(names) // 4)][:4])
-            raise ValueError(f"--freeze_layers {pattern}: no parameter has such a name; there are {examples}, ...")
+            inside = [name for name in names if fnmatchcase(name, f"{pattern}.*")]
+            near = difflib.get_close_matches(pattern, names, 4, 0.5) or list(names)[:: max(1, len(names) // 4)][:4]
+            hint = f"{pattern}.* are {len(inside)}" if inside else f"there are {', '.join(near)}, ..."
+            raise ValueError(f"--freeze_layers {pattern}: no parameter has such a name; {hint}")
         if not any(parameter.requires_grad for parameter in matching):
             redundant_patterns.append(pattern)
         for parameter in matching:
