@@ -132,10 +132,8 @@ def write_text_tower(aligner: Aligner, fingerprint: str, folder: Path) -> dict[s
         "format": TEXT_FORMAT, "aligner": fingerprint, "design": aligner.config.design,
         "reranks": aligner.late is not None, "width": aligner.width, **describe_captions(aligner),
     }  # fmt: skip
-    if aligner.scores_by_late_alone:
-        assert aligner.late is not None
-        late_scale = aligner.late.scale().item() * aligner.late.weight.item()
-        manifest["late"] = {"scale": aligner.scale().item(), "late_scale": late_scale}
+    if aligner.late_scales is not None:
+        manifest["late"] = dict(zip(("scale", "late_scale"), aligner.late_scales, strict=True))
     if isinstance(aligner.text_tower, OpenClipTextTower):
         manifest["cleaning"] = "open_clip"
     (folder / TEXT_MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
@@ -171,14 +169,14 @@ def _write_graph(aligner: Aligner, folder: Path) -> float:
 
 def _graph_module(aligner: Aligner) -> nn.Module:
     """What is exported: vectors, and for late interaction alone what pairs are scored with."""
-    return CaptionExport(aligner) if aligner.scores_by_late_alone else CaptionVectors(aligner)
+    return CaptionVectors(aligner) if aligner.late_scales is None else CaptionExport(aligner)
 
 
 def _export_graph(module: nn.Module, aligner: Aligner, path: Path, trace: bool) -> None:
     """Write the graph of one module for any number of captions and tokens; trace: by TorchScript's exporter."""
     fixed = fixed_length(aligner)
     example = random_tokens(aligner, 3, fixed or min(9, aligner.text_tower.max_tokens))
-    outputs = ["vectors", *(LATE_OUTPUTS if aligner.scores_by_late_alone else ())]
+    outputs = ["vectors", *(() if aligner.late_scales is None else LATE_OUTPUTS)]
     names: dict[str, Any] = {"input_names": ["ids", "mask"], "output_names": outputs}
     level = logging.getLogger("torch.onnx").level
     with warnings.catch_warnings(), torch.no_grad(), without_fast_path():

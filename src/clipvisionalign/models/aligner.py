@@ -294,9 +294,12 @@ class Aligner(EncodingModel):
                 aside.write_text(yaml.safe_dump({"model": recorded_settings(self.config)}, sort_keys=False))
 
     @property
-    def scores_by_late_alone(self) -> bool:
-        """Whether pair scores are of cosines and the late interaction, without a fusion: of the design `late`."""
-        return self.late is not None and self.fusion is None
+    def late_scales(self) -> tuple[float, float] | None:
+        """What cosines and the late interaction count in pair scores; None where these are not of both alone, as the
+        design `late` has them."""
+        if self.late is None or self.fusion is not None:
+            return None
+        return self.scale().item(), self.late.scale().item() * self.late.weight.item()
 
     def parameter_count(self) -> int:
         """Number of parameters of all parts.

@@ -17,7 +17,6 @@ import numpy as np
 
 from clipvisionalign.search.fingerprint import aligner_fingerprint
 from clipvisionalign.search.manifest import IndexManifest
-from clipvisionalign.search.patches import PATCH_FILE
 from clipvisionalign.search.storage import InvalidIndexError, as_storage
 from clipvisionalign.search.text_tower import open_text_tower, read_text_manifest
 from clipvisionalign.starter import StarterNotInstalled, resolve_run
@@ -53,8 +52,8 @@ class QueryEncoder:
         manifest: Its manifest.
         run: The run folder of its aligner, where it was moved; "" for where the manifest has it.
         device: Of the aligner, once it is loaded.
-        has_patches: Whether patches of its images are kept: only then words are encoded for pair scores without the
-            aligner. By default the index itself is asked.
+        has_patches: Whether patches of its images are kept by now: only then words are encoded for pair scores without
+            the aligner.
 
     Attributes:
         run: The run folder, or a pretrained dual encoder.
@@ -66,14 +65,13 @@ class QueryEncoder:
 
     def __init__(
         self, index: str | Path, manifest: IndexManifest, run: str | Path = "", device: str = "auto",
-        has_patches: Callable[[], bool] | None = None,
+        has_patches: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.index, self.storage = index, as_storage(index)
         self.manifest, self.device = manifest, device
         self.run = Path(run or manifest.run)
         self._text_manifest = read_text_manifest(self.storage, manifest.aligner)
-        self._not_installed, self._has_patches, self.loading_seconds = "", False, 0.0
-        self._ask_for_patches = has_patches or (lambda: self.storage.read(PATCH_FILE) is not None)
+        self._not_installed, self._ask_for_patches, self.loading_seconds = "", has_patches, 0.0
         try:
             self.run = Path(resolve_run(run or manifest.run))
         except StarterNotInstalled as error:
@@ -208,32 +206,9 @@ class QueryEncoder:
         the design is `late`, the text tower beside the index gives its tokens, and the index keeps patches; else None.
         """
         tower = self.text_tower
-        if tower is None or tower.late is None or not self._keeps_patches():
+        if tower is None or tower.late is None or not self._ask_for_patches():
             return None
         return tower.late["scale"], tower.late["late_scale"]
-
-    def _keeps_patches(self) -> bool:
-        # A service that is open sees patches that an update has added.
-        if not self._has_patches:
-            self._has_patches = self._ask_for_patches()
-        return self._has_patches
-
-    def encode_tokens(self, texts: Sequence[str]) -> list[CaptionTokens]:
-        """Encode words for pair scores by late interaction, without PyTorch.
-
-        Args:
-            texts: M texts.
-
-        Returns:
-            One a text, its vector included.
-
-        Raises:
-            ValueError: There is no such text tower (`late_scales`).
-        """
-        tower = self.text_tower
-        if tower is None:
-            raise ValueError("there is no text tower beside the index")
-        return tower.encode_tokens(texts)
 
     def encode_for_pairs(self, texts: Sequence[str]) -> list[CaptionTokens] | list[EncodedCaption]:
         """Encode words for pair scores, without PyTorch where that is possible.
@@ -249,7 +224,10 @@ class QueryEncoder:
         """
         if not texts:
             return []
-        return self.encode_words_for_pairs(texts) if self.late_scales is None else self.encode_tokens(texts)
+        tower = self.text_tower
+        if tower is None or self.late_scales is None:
+            return self.encode_words_for_pairs(texts)
+        return tower.encode_tokens(texts)
 
     def encode_words_for_pairs(self, texts: Sequence[str]) -> list[EncodedCaption]:
         """Encode words for re-ranking, by PyTorch.

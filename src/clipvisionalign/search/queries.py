@@ -111,8 +111,8 @@ class EncodedQuery(NamedTuple):
 
     Attributes:
         vector: (D,) unit length, float32.
-        captions: Its terms as pair scores take them; empty without re-ranking, and where its
-            time decides whether they are encoded.
+        captions: Its terms as pair scores take them; empty without re-ranking, and where its time decides
+            whether they are encoded.
     """
 
     vector: np.ndarray

@@ -136,7 +136,7 @@ def keep_text_tower(
         kept = json.loads(text or "null") or {}
     except ValueError:
         kept = {}
-    has_tokens = aligner.scores_by_late_alone
+    has_tokens = aligner.late_scales is not None
     if kept.get("aligner") == fingerprint and kept.get("format") == TEXT_FORMAT:
         # One of before gives vectors alone.
         if not kept.get("reason") and ("late" in kept or not has_tokens):

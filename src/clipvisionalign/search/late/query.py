@@ -27,13 +27,9 @@ def late_query(
     Returns:
         The query; None where the model's pair scores are not of its late interaction alone.
     """
-    scales = encoder.late_scales
+    scales = encoder.late_scales or encoder.aligner.late_scales
     if scales is None:
-        aligner = encoder.aligner
-        if not aligner.scores_by_late_alone:
-            return None
-        assert aligner.late is not None
-        scales = aligner.scale().item(), aligner.late.scale().item() * aligner.late.weight.item()
+        return None
     terms = [
         LateTerm(as_array(caption.vector), as_array(caption.token_vectors), as_array(caption.token_weights), weight)
         for caption, weight in zip(captions, weights, strict=True)

@@ -79,13 +79,17 @@ def _least_reach(
     return next((reach, recall) for reach, recall in recalls.items() if recall >= enough)
 
 
+def _filtered_count(live: np.ndarray) -> int:
+    return max(len(live) // FILTERED, 10 * DEPTH)
+
+
 def _random_rows(live: np.ndarray) -> np.ndarray:
-    return np.random.default_rng(1).permutation(live)[: max(len(live) // FILTERED, 10 * DEPTH)]
+    return np.random.default_rng(1).permutation(live)[: _filtered_count(live)]
 
 
 def _rows_near_each_other(files: MappedFiles, live: np.ndarray) -> np.ndarray:
     """The rows nearest to each of a few, as many as `_random_rows` gives or fewer: none twice."""
-    size = -(-max(len(live) // FILTERED, 10 * DEPTH) // FILTERED_GROUPS)
+    size = -(-_filtered_count(live) // FILTERED_GROUPS)
     centres = np.random.default_rng(2).choice(live, min(FILTERED_GROUPS, len(live)), replace=False)
     directions, count = files.vectors[np.sort(centres)].T, len(files.vectors)
     best, cosines = np.empty((0, len(centres)), dtype=np.int64), np.empty((0, len(centres)), dtype=np.float32)
