@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipvisionalign.models.dropout import drop
+
 Kernel = Literal["fused", "plain", "banded", "flex"]
 
 #: Scores of one head and one sequence up to which `_plain` keeps the whole table.
@@ -204,6 +206,9 @@ def is_global(global_positions: Tensor, length: int) -> Tensor:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropout: float) -> Tensor:
+    if dropout and q.device.type == "cpu" and q.dtype == torch.float32:
+        # PyTorch has no fused kernel for it there, and drops out slowly.
+        return _plain(q, k, v, attention_mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask, dropout_p=dropout)
 
 
@@ -211,7 +216,7 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropo
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, -torch.inf)
-    return F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(v.dtype) @ v
+    return drop(scores.softmax(dim=-1), dropout).to(v.dtype) @ v
 
 
 def _banded(

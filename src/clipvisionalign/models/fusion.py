@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.models.attention import attend, split_heads
+from clipvisionalign.models.dropout import Dropout
 
 
 @dataclass
@@ -52,7 +53,7 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width)
         self.down = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer and add its input.
@@ -82,7 +83,7 @@ class SelfBlock(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Apply the layer and add its input.
@@ -115,7 +116,7 @@ class CrossBlock(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, key_value: Tensor) -> Tensor:
         """Apply the layer and add its input.

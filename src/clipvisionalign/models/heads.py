@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipvisionalign.models.dropout import Dropout
 from clipvisionalign.models.image_tower import ImageFeatures, ImageTower
 
 
@@ -58,7 +59,7 @@ class ImageHead(nn.Module):
     def __init__(self, tower: ImageTower, width: int, dropout: float, heads: int = HEADS) -> None:
         super().__init__()
         self.pooled, self.patch = (
-            nn.Sequential(nn.LayerNorm(input_width), nn.Dropout(dropout), nn.Linear(input_width, width))
+            nn.Sequential(nn.LayerNorm(input_width), Dropout(dropout), nn.Linear(input_width, width))
             for input_width in (tower.width, tower.patch_width)
         )
         self.position = nn.Parameter(torch.randn(tower.num_patches, width) * 0.02)

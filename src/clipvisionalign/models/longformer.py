@@ -30,6 +30,7 @@ from clipvisionalign.models.attention import (
     scatter_rows,
     split_heads,
 )
+from clipvisionalign.models.dropout import Dropout, drop
 from clipvisionalign.models.weight_files import read_tensors, weights_files
 
 
@@ -114,7 +115,7 @@ class LongformerAttention(nn.Module):
         scores = queries.flatten(1, 2) @ x.transpose(1, 2).to(q.dtype)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, :], -torch.inf)
-        shares = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0).to(q.dtype)
+        shares = drop(scores.softmax(dim=-1), dropout).to(q.dtype)
         mixed = (shares @ x.to(q.dtype)).unflatten(1, (self.heads, -1))
         to_values = self.value_global.weight.unflatten(0, (self.heads, head))
         # What dropout left of the shares may not sum to 1, and the bias is shared out with them.
@@ -142,7 +143,7 @@ class LongformerLayer(nn.Module):
         self.up = nn.Linear(width, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.activation = _activation(config.hidden_act)
 
     def forward(
@@ -178,7 +179,7 @@ class LongformerEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width, padding_idx=self.pad)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Embed tokens.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.batch import TokenizedCaptions
+from clipvisionalign.models.dropout import replace_dropout
 from clipvisionalign.models.longformer import Longformer
 from clipvisionalign.models.positions import Positions, positions_by_name
 from clipvisionalign.models.sliding_window import ATTENTION_NAME, extend_positions, transformers_attention
@@ -110,6 +111,7 @@ class TextTower(nn.Module):
                 self.config = replace(config, revision=weights.origin.revision)
         source = folder
         self.encoder = _build_encoder(source, config, load_weights and config.weights != "random")
+        replace_dropout(self.encoder)
         if not is_saved:
             _extend_positions(self.encoder, config, positions, source)
         self.tokenizer = load_tokenizer(source)
