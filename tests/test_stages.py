@@ -75,6 +75,10 @@ def cut_off_before(config: RunConfig, step: int, monkeypatch) -> None:
         ({"stages": "heads:1,,all:1"}, "nothing is called ''"),
         ({"stages": "all:1@fast"}, "the learning rate of 'all:1@fast'"),
         ({"stages": "all:1@-1"}, "the learning rate of 'all:1@-1'"),
+        ({"stages": "all:1@1e-4/1e-3"}, "'all:1@1e-4/1e-3' has 2 learning rates: .*TEXT/IMAGE/HEADS"),
+        ({"stages": "all:1@1e-4/1e-3/1e-3/1e-3"}, "has 4 learning rates"),
+        ({"stages": "all:1@1e-4/1e-3/"}, "the learning rate of"),
+        ({"stages": "all:1@1e-4/1e-3/2"}, "the learning rate of"),
         ({"stages": "all:1", "epochs": 3}, "its own --epochs"),
         ({"stages": "all:1", "epochs": 3, "freeze": "none"}, "its own --epochs, --freeze"),
         ({"stages": "all:1", "steps": 9}, "its own --steps"),
@@ -138,16 +142,17 @@ def test_the_trainer_alone_does_not_pass_stages_over(settings):
     ("design", "stages", "more"),
     [
         ("self", "heads:2,all:2@1e-4", {}),
+        ("self", "text:1,all:1@1e-4/1e-3/1e-2", {}),
         ("late", "text:1,heads:1", {"peft": "lora", "lora": LoraConfig(rank=2)}),
         ("cross", "all:1,fusion:1", {}),
     ],
 )
 def test_a_run_in_stages_is_what_its_stages_are_by_hand(design, stages, more, settings, tmp_path):
-    config = settings(f"staged-{design}", design, stages=stages, head_lr=5e-3, **more)
+    config = settings(f"staged-{design}-{stages[0]}", design, stages=stages, head_lr=5e-3, **more)
     results = train(config, silent)
     init = ""
     for number, stage in enumerate(parse_stages(stages)):
-        rates = {} if stage.rate is None else dict.fromkeys(("text_lr", "image_lr", "head_lr"), stage.rate)
+        rates = dict(zip(("text_lr", "image_lr", "head_lr"), stage.rates or (), strict=False))
         is_last = number + 1 == len(parse_stages(stages))
         by_hand = replace(
             config, stages="", init=init, out=str(tmp_path / str(number)), epochs=stage.epochs, freeze=stage.freeze,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import WORDS
 from hub_server import Hub
+from safetensors.torch import load_file
 
 from clipvisionalign.log import log_to
 from clipvisionalign.models.hub import CorruptedDownload, DiskFull, WeightsNotFound
@@ -650,6 +651,44 @@ def test_recipes_config_and_flags_count_in_that_order(tmp_path, capsys, monkeypa
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "original: ResNet50 and DistilBERT" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["best", "original"])
+def test_every_setting_of_a_recipe_counts(name, monkeypatch):
+    from clipvisionalign.cli import main
+    from clipvisionalign.training.config_checks import check_settings
+    from clipvisionalign.training.ineffective_settings import ineffective_settings
+    from clipvisionalign.training.recipes import recipes
+
+    assert sorted(recipes()) == ["best", "original"]
+    taken = []
+    monkeypatch.setattr("clipvisionalign.training.train.train", lambda config, *_: taken.append(config) or {"run": "x"})
+    monkeypatch.setattr("clipvisionalign.cli.train.print_metrics", lambda results: None)
+    assert main(["train", "--data", str(Path(__file__).parent), "--recipe", name]) == 0
+    check_settings(taken[0])
+    assert ineffective_settings(taken[0]) == []
+    assert main(["train", "--data", str(Path(__file__).parent), "--recipe", name, "--epochs", "3"]) == (name == "best")
+
+
+@pytest.mark.slow
+def test_the_best_recipe_trains_both_of_its_stages(scenes_folder, text_folder, tmp_path):
+    """Towers of its kind, small and with random weights; all else as the recipe has it, for fewer passes."""
+    from clipvisionalign.cli import main
+
+    out = tmp_path / "run"
+    line = ["train", str(scenes_folder), "--recipe", "best", "--out", str(out), "--cache", str(tmp_path / "cache")]
+    line += ["--model.image_tower.weights", "random", "--model.image_tower.size", "64", "--views", "1"]
+    line += ["--model.text_tower.name", str(text_folder), "--stages", "text:1,all:1@5e-5/1e-4/3e-4", "--batch", "16"]
+    assert main([*line, "--trackers", ""]) == 0
+    first, last = json.loads((out / "results.json").read_text())["stages"]
+    assert (first["trains"], first["learning_rate"]) == ("text", None)
+    assert last["learning_rate"] == {"text_lr": 5e-5, "image_lr": 1e-4, "head_lr": 3e-4}
+    before, after = (load_file(folder / "model.safetensors") for folder in (out / "stages" / "1-text", out))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    image = {name for name in before if name.startswith("image_tower.") and before[name].is_floating_point()}
+    assert not [name for name in changed & image if "conv_dw" in name]
+    assert not [name for name in changed if any(f".blocks.{number}." in name for number in range(4))]
+    assert [name for name in changed & image if ".blocks.6." in name]
 
 
 @pytest.mark.parametrize("given", [["--recip", "original"], ["--off"], ["--conf", "own.yaml"]])

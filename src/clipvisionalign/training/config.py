@@ -53,9 +53,10 @@ class ScheduleConfig:
         epochs: passes over the training images; 0 to measure a pretrained model as it is.
         steps: end after so many steps, wherever in an epoch that is; 0 for all steps of all epochs.
         stages: train in stages, such as "heads:1,all:3": what is trained, and for how many epochs ("@1e-5" behind them
-            for another learning rate in that stage). "heads" keeps both towers as they are, "text" and "image" train
-            one of them, "all" both, each with the heads; "fusion" trains the fusion alone. Each stage starts from the
-            last epoch of the one before it.
+            for another learning rate in that stage, "@5e-5/1e-4/3e-4" for those of the text tower, the image tower and
+            the heads). "heads" keeps both towers as they are, "text" and "image" train one of them, "all" both, each
+            with the heads; "fusion" trains the fusion alone. Each stage starts from the last epoch of the one before
+            it.
         batch: images in a step, over all processes; each brings all of its captions.
         warmup: share of all steps in which the learning rates rise, before they fall along a cosine.
         patience: epochs without a better dev figure after which training stops; all of dev, and each of its halves, has

@@ -12,7 +12,7 @@ from clipvisionalign.counts import count_noun
 from clipvisionalign.files import remove, run_lock
 from clipvisionalign.training.config import RunConfig, starts_from_model
 from clipvisionalign.training.run_folder import LOCK_FILE, check_output, prepare_folder, write_begun
-from clipvisionalign.training.stages import STAGES_FOLDER, Stage, adapted_in_stage, parse_stages, stage_folder
+from clipvisionalign.training.stages import RATES, STAGES_FOLDER, Stage, adapted_in_stage, parse_stages, stage_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ def stage_settings(config: RunConfig, number: int = -1) -> RunConfig:
     towers = adapted_in_stage(stage, config.lora.towers) if config.peft == "lora" else ""
     settings: dict[str, Any] = {"stages": "", "epochs": stage.epochs, "freeze": stage.freeze}
     settings |= {"peft": "lora", "lora": replace(config.lora, towers=cast(Any, towers))} if towers else {"peft": "none"}
-    if stage.rate is not None:
-        settings |= dict.fromkeys(("text_lr", "image_lr", "head_lr"), stage.rate)
+    if stage.rates is not None:
+        settings |= dict(zip(RATES, stage.rates, strict=True))
     out = Path(config.out)
     if number:
         settings |= {"init": str(stage_folder(out, number - 1, stages[number - 1])), "overwrite": False}
@@ -86,7 +86,7 @@ class RunStage:
             A line.
         """
         stage = self.stages[self.number]
-        rate = "" if stage.rate is None else f" at {stage.rate:g}"
+        rate = f" at {stage.rates_text}" if stage.rates else ""
         epochs = count_noun(stage.epochs, "epoch")
         return f"stage {self.number + 1} of {len(self.stages)}: {stage.trains}, {epochs}{rate}"
 
@@ -166,7 +166,11 @@ class RunStage:
             from, and where its run is.
         """
         stage = self.stages[self.number]
-        summary: dict[str, Any] = {"trains": stage.trains, "epochs": stage.epochs, "learning_rate": stage.rate}
+        summary: dict[str, Any] = {
+            "trains": stage.trains,
+            "epochs": stage.epochs,
+            "learning_rate": stage.recorded_rates,
+        }
         summary |= {name: results[name] for name in ("rsum", "start", "best_epoch", *_SUMMED) if name in results}
         folder = stage_folder(self.out, self.number, stage)
         return summary | {"run": "." if self.is_last else str(folder.relative_to(self.out))}

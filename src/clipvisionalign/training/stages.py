@@ -18,9 +18,12 @@ SET_BY_STAGES = ("epochs", "freeze", "steps")
 #: The runs of all stages but the last, in the folder of the run that they are stages of.
 STAGES_FOLDER = "stages"
 
+#: The settings that the rates of a stage are for, in their order.
+RATES = ("text_lr", "image_lr", "head_lr")
+
 _FORM = (
     "stages have the form WHAT:EPOCHS or WHAT:EPOCHS@RATE, separated by commas, such as heads:1,all:3@1e-5, where WHAT "
-    f"is one of {', '.join(FREEZE_OF_STAGE)}"
+    f"is one of {', '.join(FREEZE_OF_STAGE)}, and RATE is one learning rate, or TEXT/IMAGE/HEADS"
 )
 
 
@@ -32,12 +35,12 @@ class Stage:
         trains: What it trains, a key of `FREEZE_OF_STAGE`; heads, late interaction and fusion are trained with each of
             "heads", "text", "image" and "all".
         epochs: Passes over the training images.
-        rate: Learning rate of everything that it trains; None for the rates of the run.
+        rates: Learning rates of the text tower, the image tower and the heads; None for those of the run.
     """
 
     trains: str
     epochs: int
-    rate: float | None = None
+    rates: tuple[float, float, float] | None = None
 
     @property
     def freeze(self) -> str:
@@ -45,14 +48,28 @@ class Stage:
         return FREEZE_OF_STAGE[self.trains]
 
     def __str__(self) -> str:
-        return f"{self.trains}:{self.epochs}" + ("" if self.rate is None else f"@{float(self.rate)!r}")
+        return f"{self.trains}:{self.epochs}" + (f"@{self.rates_text}" if self.rates else "")
+
+    @property
+    def rates_text(self) -> str:
+        """Its rates as the setting has them: one, where all are equal, or three; empty for those of the run."""
+        rates = [repr(float(rate)) for rate in self.rates or ()]
+        return "/".join(rates if len(set(rates)) > 1 else rates[:1])
+
+    @property
+    def recorded_rates(self) -> float | dict[str, float] | None:
+        """Its rates as results.json has them: one, where all are equal, else by setting; None for those of the run."""
+        if self.rates is None:
+            return None
+        return dict(zip(RATES, self.rates, strict=True)) if len(set(self.rates)) > 1 else self.rates[0]
 
 
 def parse_stages(text: str) -> list[Stage]:
     """Read the setting `stages`.
 
     Args:
-        text: Stages as `WHAT:EPOCHS` or `WHAT:EPOCHS@RATE`, separated by commas; empty for none.
+        text: Stages as `WHAT:EPOCHS` or `WHAT:EPOCHS@RATE`, separated by commas; empty for none. A rate is one for all
+            that the stage trains, or `TEXT/IMAGE/HEADS`, one for each tower and one for the heads.
 
     Returns:
         The stages in their order.
@@ -62,6 +79,8 @@ def parse_stages(text: str) -> list[Stage]:
 
     >>> [str(stage) for stage in parse_stages("heads:1, all:3@1e-5")]
     ['heads:1', 'all:3@1e-05']
+    >>> parse_stages("all:3@5e-5/1e-4/3e-4")[0].rates
+    (5e-05, 0.0001, 0.0003)
     """
     return [_parse_stage(text, part.strip()) for part in text.split(",")] if text.strip() else []
 
@@ -80,12 +99,15 @@ def _parse_stage(text: str, part: str) -> Stage:
     if not at:
         return Stage(trains, int(count))
     try:
-        rate = float(rate_text)
+        rates = [float(rate) for rate in rate_text.split("/")]
     except ValueError:
-        rate = -1.0
-    if not 0 < rate <= 1:
+        rates = [-1.0]
+    if not all(0 < rate <= 1 for rate in rates):
         raise ValueError(f"--stages {text}: the learning rate of '{part}' should be above 0 and at most 1")
-    return Stage(trains, int(count), rate)
+    if len(rates) not in (1, len(RATES)):
+        raise ValueError(f"--stages {text}: '{part}' has {len(rates)} learning rates: {_FORM}")
+    text_rate, image_rate, head_rate = rates * (len(RATES) // len(rates))
+    return Stage(trains, int(count), (text_rate, image_rate, head_rate))
 
 
 def total_epochs(stages: str, epochs: int) -> int:
