@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvisionalign.models.attention import attention
+from clipvisionalign.models.packed_captions import PackedCaptions
 from clipvisionalign.models.positions import REPEATED_POSITIONS, Positions, extend_table
 from clipvisionalign.models.text_families import position_offset
 
@@ -21,7 +22,7 @@ ATTENTION_NAME = "clipvisionalign"
 
 def transformers_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, **_: Any,
+    scaling: float | None = None, dropout: float = 0.0, packed: PackedCaptions | None = None, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """`attention` as transformers' encoders call it, registered as `ATTENTION_NAME`.
 
@@ -33,17 +34,24 @@ def transformers_attention(
         attention_mask: (b, 1, 1, T) bool, false on padding; None for none.
         scaling: Factor of the scores; None for 1 / sqrt(d).
         dropout: Dropout of the attention weights.
+        packed: Of captions in one row, b = 1, where each of them stands; None for a caption a row.
 
     Returns:
         The output (b, T, H, d), and None in the place of weights.
     """
     window = getattr(module.config, "attention_window", 0)
-    global_positions = torch.zeros(query.shape[0], 1, dtype=torch.long, device=query.device) if window else None
     mask = None if attention_mask is None else attention_mask[:, 0, 0]
     if scaling is not None:
         default_scaling = query.shape[-1] ** -0.5
         query = query if scaling == default_scaling else query * (scaling / default_scaling)
-    return attention(query, key, value, mask, window, global_positions, dropout).transpose(1, 2), None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        global_positions = torch.zeros(len(q), 1, dtype=torch.long, device=q.device) if window else None
+        return attention(q, k, v, mask, window, global_positions, dropout)
+
+    if packed is not None:
+        return packed.attend(attend, query, key, value), None
+    return attend(query, key, value, mask).transpose(1, 2), None
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from clipvisionalign.batch import TokenizedCaptions
 from clipvisionalign.models.dropout import replace_dropout
 from clipvisionalign.models.longformer import Longformer
+from clipvisionalign.models.packed_captions import PACKABLE, PackedCaptions
 from clipvisionalign.models.positions import Positions, positions_by_name
 from clipvisionalign.models.sliding_window import ATTENTION_NAME, extend_positions, transformers_attention
 from clipvisionalign.models.text_families import (
@@ -28,6 +29,7 @@ from clipvisionalign.models.text_families import (
     check_is_encoder,
     check_vocabulary,
     max_positions,
+    position_offset,
     supports_custom_attention,
 )
 from clipvisionalign.models.text_weights import EMBEDDED_TEXT, find_text_weights
@@ -196,6 +198,44 @@ class TextTower(nn.Module):
             tokens = self.encoder(input_ids=ids, attention_mask=attention_mask).last_hidden_state
         pooled = pool(tokens, mask, self.pooling)
         return CaptionFeatures(pooled, tokens if want_tokens else None, mask)
+
+    def packs(self) -> bool:
+        """Whether `encode_groups` encodes all groups in one row: on a CPU under autocast, where that is faster."""
+        # A tower that is compiled is called as it was compiled.
+        return (
+            self._uses_custom_attention
+            and self.encoder.config.model_type in PACKABLE
+            and next(self.parameters()).device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and self._compiled_call_impl is None
+        )
+
+    def encode_groups(self, groups: Sequence[tuple[Tensor, Tensor]], want_tokens: bool = True) -> list[CaptionFeatures]:
+        """Encode groups of captions, all of them together where `packs`.
+
+        Args:
+            groups: Token ids and mask (b, T) of each group, padded at the end.
+            want_tokens: As of `forward`.
+
+        Returns:
+            What `forward` returns for each group; the tokens' vectors are 0 on padding where it `packs`.
+        """
+        if not groups or not self.packs():
+            return [self(ids, mask, want_tokens) for ids, mask in groups]
+        packed = PackedCaptions(groups)
+        positions = packed.positions + position_offset(self.encoder)
+        outputs = self.encoder(input_ids=packed.ids, position_ids=positions, packed=packed)
+        if not packed.was_used:
+            raise RuntimeError(
+                f"'{self.encoder.config.model_type}' did not hand its layout on: captions saw each other"
+            )
+        rows = outputs.last_hidden_state[0]
+        tokens = packed.unpack(rows) if want_tokens else [None] * len(groups)
+        pooled = packed.pool(rows, self.pooling)
+        return [
+            CaptionFeatures(vectors, of_tokens, mask)
+            for vectors, of_tokens, (_, mask) in zip(pooled, tokens, groups, strict=True)
+        ]
 
     def save(self, folder: Path) -> None:
         """Save config and tokenizer, without weights, in transformers' layout.

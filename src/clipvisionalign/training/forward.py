@@ -117,7 +117,7 @@ class Towers(nn.Module):
         if captions:
             with torch.autocast(device, text_dtype, enabled=text_dtype != torch.float32):
                 if precomputed.captions is None:
-                    groups = [aligner.embed_caption_group(group) for group in batch.captions]
+                    groups = aligner.embed_caption_groups(batch.captions)
                 else:
                     groups = [aligner.embed_caption_features(precomputed.captions, group) for group in batch.captions]
         bias = self.loss_of.bias_of(aligner.logit_bias)
