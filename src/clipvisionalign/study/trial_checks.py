@@ -120,7 +120,9 @@ def settings_hash(trial: Trial) -> str:
     hashed = [name for name in _HASH_ORDER if name in names] + [name for name in names if name not in _HASH_ORDER]
     text = f"RunConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in hashed)})"
     # A study that was begun before these settings were there has hashes without them.
-    return hash_parts([text.replace(_WITHOUT_PRETRAINED, ""), *given])
+    for unused_text in (_WITHOUT_PRETRAINED, _NOT_MIRRORED):
+        text = text.replace(unused_text, "")
+    return hash_parts([text, *given])
 
 
 def _hashed_model(model: AlignerConfig) -> AlignerConfig:
@@ -143,6 +145,7 @@ _ADDED = ("stages", "distill", "captions", "freeze_blocks")
 
 #: How the settings of the model that came later are written where they are not used.
 _WITHOUT_PRETRAINED = ", pretrained='', positions='own'"
+_NOT_MIRRORED = ", mirrored=False"
 
 
 #: The order of settings in hashes that studies of version 0.1 have recorded; settings added since then follow.

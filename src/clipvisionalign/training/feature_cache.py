@@ -115,6 +115,8 @@ def tower_fingerprint(tower: AnyImageTower | AnyTextTower, blocks: int = 0) -> s
     elif isinstance(tower, PretrainedTextTower):
         digest.update(f"window {tower.window}, {tower.max_positions} positions".encode())
     weights = tower.state_dict()
+    if isinstance(tower, ImageTower) and tower.config.mirrored and not blocks:
+        digest.update(b"mirrored")
     if blocks:
         weights = _early_weights(_divided(tower), blocks)
     for name, tensor in sorted(weights.items()):

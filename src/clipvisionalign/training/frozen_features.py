@@ -160,8 +160,8 @@ def load_frozen_image_features(
         return None, None
     root, tower, blocks = cache_folder(config.cache), aligner.image_tower, frozen_blocks(config.freezing)
     requests = [FeatureRequest(train, augmentation_views(config.augment, config.views), dtype, "train")]
-    if not config.profile:
-        # A profile measures no dev gallery.
+    if not (config.profile or (blocks and config.model.image_tower.mirrored)):
+        # A profile measures no dev gallery; mirrored images go through all blocks twice.
         requests.append(FeatureRequest(data.dev, augmentation_views("none", 1), torch.float32, "dev"))
     room = CacheSpace(
         root,
