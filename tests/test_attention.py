@@ -127,6 +127,15 @@ def test_dropout_needs_training_and_keeps_the_mean():
     assert (dropped.mean(0) - still).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_is_padding_alone_is_finite(dtype, dropout):
+    q = torch.randn(2, 2, 6, 4, dtype=dtype)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1] = False
+    assert torch.isfinite(attention(q, q, q, mask, dropout=dropout)).all()
+
+
 def test_a_window_of_one_is_refused():
     q = torch.randn(1, 1, 5, 4)
     with pytest.raises(ValueError, match="2 tokens or more"):

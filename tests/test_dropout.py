@@ -74,6 +74,23 @@ def test_the_ends_of_the_share():
             drop(x, share)
 
 
+def test_what_is_no_number_stays_none():
+    torch.manual_seed(5)
+    x = torch.full((100,), float("nan"), requires_grad=True)
+    assert torch.isnan(drop(x, 0.5)).all()
+    gradient = torch.full((100,), float("inf"))
+    drop(x, 0.5).backward(gradient)
+    assert not torch.isfinite(x.grad).any()
+
+
+def test_one_module_under_two_names_stays_one():
+    model = nn.Module()
+    model.first = model.second = nn.Dropout(0.3)
+    replace_dropout(model)
+    assert type(model.first) is Dropout
+    assert model.first is model.second
+
+
 def test_evaluation_drops_nothing():
     x = torch.randn(10)
     assert Dropout(0.5).eval()(x) is x

@@ -88,6 +88,31 @@ def test_dev_figures_of_a_run_are_those_of_its_model(more, settings, scenes_fold
             assert results[way][figure]["value"] == pytest.approx(measured)
 
 
+def test_an_explanation_is_of_the_score_that_search_has(tiny_model, scenes_folder):
+    from clipvisionalign.explain.heatmaps import explain
+
+    model = tiny_model()
+    image_config = replace(model.image_tower, name="test_resnet", size=64, mirrored=True)
+    aligner = Aligner(replace(model, image_tower=image_config)).eval()
+    image = read_captioned_images(scenes_folder).images[0]
+    explained = explain(aligner, image, "a red circle")
+    assert explained.score == pytest.approx(float(aligner.score([image], ["a red circle"])[0, 0]), abs=1e-5)
+
+
+def test_a_model_that_looks_both_ways_is_another_model(tiny_model, tmp_path):
+    from clipvisionalign.search.fingerprint import aligner_fingerprint
+
+    aligner = Aligner(tiny_model())
+    aligner.save(tmp_path)
+    before = aligner_fingerprint(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("mirrored: false", "mirrored: true"))
+    assert load_aligner(tmp_path).config.image_tower.mirrored
+    assert aligner_fingerprint(tmp_path) != before
+    path.write_text(path.read_text().replace("mirrored: true", "mirrored: false"))
+    assert aligner_fingerprint(tmp_path) == before
+
+
 def test_an_old_model_is_not_mirrored(tiny_model, tmp_path):
     aligner = Aligner(tiny_model())
     aligner.save(tmp_path)

@@ -99,12 +99,30 @@ def test_an_encoder_that_does_not_hand_the_layout_on_is_never_packed(kind, tmp_p
         assert not tower.packs()
 
 
-def test_a_layout_that_no_attention_used_is_an_error(tmp_path, packing, monkeypatch):
+def test_a_layout_that_no_attention_used_is_not_believed(tmp_path, monkeypatch):
     save(tmp_path, "bert", READ["bert"])
     tower = TextTower(TextTowerConfig(str(tmp_path))).eval()
     monkeypatch.setattr(PackedCaptions, "attend", lambda self, attention, q, k, v: q.transpose(1, 2))
-    with pytest.raises(RuntimeError, match="captions saw each other"):
-        tower.encode_groups(as_groups(captions(LENGTHS), tower.pad, False))
+    groups = as_groups(captions(LENGTHS), tower.pad, False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tower.packs()
+        outputs = tower.encode_groups(groups)
+        assert not tower.packs()
+        for ours, (ids, mask) in zip(outputs, groups, strict=True):
+            assert torch.equal(ours.pooled, tower(ids, mask).pooled)
+
+
+def test_captions_that_do_not_begin_a_row_are_padded(tmp_path, packing):
+    save(tmp_path, "bert", READ["bert"])
+    tower = TextTower(TextTowerConfig(str(tmp_path))).double().eval()
+    (ids, mask), *_ = as_groups(captions([5, 5, 5]), tower.pad, False)
+    left, none = mask.clone(), mask.clone()
+    left[1, 0] = 0
+    none[1] = 0
+    tower.pooling = "first"
+    for odd in (left, none):
+        (ours,) = tower.encode_groups([(ids, odd)])
+        assert torch.equal(ours.pooled, tower(ids, odd).pooled)
 
 
 def test_only_half_precision_on_a_cpu_is_packed(tmp_path, monkeypatch):

@@ -280,7 +280,11 @@ def test_an_image_without_patches_is_read_by_the_model(world, tmp_path):
     hits = searcher.search_one(query)
     assert searcher.encoder._aligner is not None
     scores = {hit.id: hit.pair_score for hit in expected}
-    assert np.allclose([scores[hit.id] for hit in hits], [hit.pair_score for hit in hits], rtol=0, atol=2e-2)
+    aligner = load_aligner(world / "runs" / "late")
+    # A patch of 8 bits is off by half a step in each number, a step being 1/127 of its largest; a score is at most as far.
+    off = aligner.late_scales[1] * aligner.config.late.width**0.5 / 254 * 1.05
+    for hit in hits:
+        assert abs(scores[hit.id] - hit.pair_score) < (off if hit.id == expected[3].id else 2e-3)
     assert {hit.id for hit in hits} == set(scores)
 
 

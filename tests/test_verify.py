@@ -213,6 +213,7 @@ def test_ranks_that_were_changed_together_with_all_figures_are_found_by_the_mode
             change_json(folder / "measured.json", own_model)
     from clipvisionalign.models.io import load_aligner
     from clipvisionalign.retrieval.evaluate import evaluate
+    from clipvisionalign.study.foils import foil_accuracy
     from clipvisionalign.study.runner import open_kept_study
 
     context, _ = open_kept_study(copy)
@@ -229,6 +230,9 @@ def test_ranks_that_were_changed_together_with_all_figures_are_found_by_the_mode
     )  # fmt: skip
     ranks = cell / "ranks-dev.npz"
     true.save_ranks(ranks)
+    # Pairs of images that took part in choosing were scored by the weights that the other half chose.
+    pairs = {name: foil_accuracy(aligner, each) for name, each in context.pairs.items()}
+    change_json(cell / "measured.json", lambda measured: measured["composition"].update(pairs))
     rewrite(copy)
     assert not [line for line in failed(copy, with_models=True) if line.startswith(f"{variant}-0 by its model")]
     better_ranks(ranks)

@@ -28,6 +28,7 @@ from clipvisionalign.images import ImageSource
 from clipvisionalign.models.aligner import Aligner
 from clipvisionalign.models.eval_mode import eval_mode
 from clipvisionalign.models.heads import ImageEmbeddings
+from clipvisionalign.models.image_tower import ImageTower
 from clipvisionalign.models.pair_scorer import PairScorer
 
 
@@ -96,7 +97,10 @@ def _gradient_map(
         with torch.no_grad():
             features = aligner.image_tower.feature_map(pixels)
         features = features.detach().requires_grad_(True)
-        score = score_of(aligner.embed_image_features(aligner.image_tower.features_of(features)))
+        seen = aligner.image_tower.features_of(features)
+        if isinstance(aligner.image_tower, ImageTower):
+            seen = aligner.image_tower.both_ways(seen, pixels)
+        score = score_of(aligner.embed_image_features(seen))
         (gradient,) = torch.autograd.grad(score, features)
     # Both taken apart into patches the way the tower itself does it.
     with torch.no_grad():

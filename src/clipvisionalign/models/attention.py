@@ -215,7 +215,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropo
 def _plain(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, dropout: float) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
+        # Not minus infinity: a row that is masked as a whole would be no number.
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     return drop(scores.softmax(dim=-1), dropout).to(v.dtype) @ v
 
 

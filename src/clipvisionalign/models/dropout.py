@@ -6,32 +6,12 @@ tower. Here four elements share one draw of 64 bits. On other devices, and where
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Numbers that 16 bits tell apart: the share that is dropped is rounded to a multiple of its inverse.
 _LEVELS = 1 << 16
-
-
-class _MaskedScale(torch.autograd.Function):
-    """x, 0 where `dropped`, the rest times `scale`."""
-
-    @staticmethod
-    def forward(x: Tensor, dropped: Tensor, scale: float) -> Tensor:
-        return x.masked_fill(dropped, 0.0).mul_(scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.scale = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (dropped,) = ctx.saved_tensors
-        return gradients[0].masked_fill(dropped, 0.0).mul_(ctx.scale), None, None
 
 
 def drop(x: Tensor, share: float) -> Tensor:
@@ -56,7 +36,7 @@ def drop(x: Tensor, share: float) -> Tensor:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"dropout of {share}: it should be from 0 to 1")
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return F.dropout(x, share)
     threshold = round(share * _LEVELS)
     if not threshold or not x.numel():
@@ -64,8 +44,9 @@ def drop(x: Tensor, share: float) -> Tensor:
     if threshold == _LEVELS:
         return x * 0.0
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    dropped = bits.view(torch.int16)[: x.numel()].view(x.shape) < threshold - _LEVELS // 2
-    return _MaskedScale.apply(x, dropped, _LEVELS / (_LEVELS - threshold))
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - _LEVELS // 2
+    # A product, so that what is no number stays none.
+    return (x * kept).mul_(_LEVELS / (_LEVELS - threshold))
 
 
 class Dropout(nn.Dropout):
@@ -89,7 +70,10 @@ def replace_dropout(model: nn.Module) -> None:
     Args:
         model: Any model, which is changed in place.
     """
+    replaced: dict[nn.Module, Dropout] = {}
     for module in model.modules():
-        for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                module.register_module(name, Dropout(child.p).train(child.training))
+        # Not named_children, which leaves a child's second name out.
+        for name, child in list(module._modules.items()):
+            if child is not None and type(child) is nn.Dropout:
+                replaced.setdefault(child, Dropout(child.p).train(child.training))
+                module.register_module(name, replaced[child])

@@ -166,10 +166,20 @@ class ImageTower(nn.Module):
         """
         if isinstance(pixels, EarlyFeatures):
             return self.features_of(self.parts().late(*pixels))
-        features = self.features_of(self.feature_map(pixels))
+        return self.both_ways(self.features_of(self.feature_map(pixels)), pixels)
+
+    def both_ways(self, features: ImageFeatures, pixels: Tensor) -> ImageFeatures:
+        """The features of images with those of their mirror, where the tower is `mirrored` and not in training.
+
+        Args:
+            features: Of the images as they are.
+            pixels: The images, as `forward` takes them.
+
+        Returns:
+            The mean of both pooled vectors; the patches stay as they are, since they stand for places of the image.
+        """
         if not self.config.mirrored or self.training:
             return features
-        # The patches stay as they are: they stand for places of the image.
         mirrored = self.features_of(self.feature_map(pixels.flip(-1)))
         return features._replace(pooled=(features.pooled + mirrored.pooled) / 2)
 

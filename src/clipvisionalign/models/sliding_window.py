@@ -46,7 +46,8 @@ def transformers_attention(
         query = query if scaling == default_scaling else query * (scaling / default_scaling)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        global_positions = torch.zeros(len(q), 1, dtype=torch.long, device=q.device) if window else None
+        # No len(): a graph that is exported would be of this batch size alone.
+        global_positions = torch.zeros(q.shape[0], 1, dtype=torch.long, device=q.device) if window else None
         return attention(q, k, v, mask, window, global_positions, dropout)
 
     if packed is not None:

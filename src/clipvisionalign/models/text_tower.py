@@ -128,6 +128,8 @@ class TextTower(nn.Module):
         self.pooling = config.pooling if config.pooling != "auto" else "first" if longformer else "mean"
         #: Tokens that the encoder has positions for.
         self.max_positions: int = max_positions(encoder_config, self.encoder)
+        #: Whether the encoder's layers hand what their attention needs on to it; false once they did not.
+        self.hands_layout_on = True
         self.max_tokens = min(config.max_tokens or DEFAULT_MAX_TOKENS, self.max_positions)
 
     @property
@@ -203,7 +205,8 @@ class TextTower(nn.Module):
         """Whether `encode_groups` encodes all groups in one row: on a CPU under autocast, where that is faster."""
         # A tower that is compiled is called as it was compiled.
         return (
-            self._uses_custom_attention
+            self.hands_layout_on
+            and self._uses_custom_attention
             and self.encoder.config.model_type in PACKABLE
             and next(self.parameters()).device.type == "cpu"
             and torch.is_autocast_enabled("cpu")
@@ -220,15 +223,16 @@ class TextTower(nn.Module):
         Returns:
             What `forward` returns for each group; the tokens' vectors are 0 on padding where it `packs`.
         """
-        if not groups or not self.packs():
+        # A caption begins at its row's first place, and has a token.
+        if not groups or not self.packs() or not all(len(mask) and mask[:, 0].all() for _, mask in groups):
             return [self(ids, mask, want_tokens) for ids, mask in groups]
         packed = PackedCaptions(groups)
         positions = packed.positions + position_offset(self.encoder)
         outputs = self.encoder(input_ids=packed.ids, position_ids=positions, packed=packed)
         if not packed.was_used:
-            raise RuntimeError(
-                f"'{self.encoder.config.model_type}' did not hand its layout on: captions saw each other"
-            )
+            # Another version of transformers, whose layers do not hand the layout on: captions saw each other.
+            self.hands_layout_on = False
+            return [self(ids, mask, want_tokens) for ids, mask in groups]
         rows = outputs.last_hidden_state[0]
         tokens = packed.unpack(rows) if want_tokens else [None] * len(groups)
         pooled = packed.pool(rows, self.pooling)

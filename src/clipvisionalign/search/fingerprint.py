@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipvisionalign import plain_yaml
 from clipvisionalign.files import atomic_write, user_cache_folder
 from clipvisionalign.models.run_files import CONFIG_FILE, weights_file
 from clipvisionalign.models.run_names import resolve_run
@@ -33,13 +34,33 @@ def aligner_fingerprint(run: str | Path) -> str:
         run: A run folder, `starter`, or a pretrained model.
 
     Returns:
-        32 hexadecimal digits, of BLAKE2b over the files of its weights.
+        32 hexadecimal digits, of BLAKE2b over the files of its weights, and of the way it looks at images.
 
     Raises:
         FileNotFoundError: The folder has no weights.
         WeightsNotFound: There is no such pretrained model here or on the hub.
     """
     run = resolve_run(run)
+    of_weights = _weights_fingerprint(run)
+    if not _looks_both_ways(run):
+        return of_weights
+    # The same weights give other vectors then.
+    return hashlib.blake2b(f"{of_weights} mirrored".encode(), digest_size=16).hexdigest()
+
+
+def _looks_both_ways(run: str | Path) -> bool:
+    """Whether a run's image tower is `mirrored`."""
+    path = Path(run) / CONFIG_FILE
+    if not path.is_file():
+        return False
+    settings = plain_yaml.safe_load(path.read_text(encoding="utf-8"))
+    model = settings.get("model") if isinstance(settings, dict) else None
+    image = model.get("image_tower") if isinstance(model, dict) else None
+    return isinstance(image, dict) and image.get("mirrored") is True
+
+
+def _weights_fingerprint(run: str | Path) -> str:
+    """The hash of a model's files of weights."""
     key = str(Path(run).resolve()) if Path(run).exists() else str(run)
     name = hashlib.blake2b(os.fsencode(key), digest_size=16).hexdigest()
     record = user_cache_folder() / FINGERPRINT_FOLDER / f"{name}.json"

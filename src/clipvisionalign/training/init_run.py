@@ -271,6 +271,9 @@ def _compared_settings(aligner: Aligner, other: Aligner) -> dict[str, tuple[Any,
         "images' mean": (*both(lambda a: a.image_tower.image_transform.mean), tower),
         "images' deviation": (*both(lambda a: a.image_tower.image_transform.std), tower),
         "number of blocks": (*both(lambda a: a.config.image_tower.blocks), f"{image}.blocks of that run"),
+        "look at mirrored images": (
+            *both(lambda a: str(a.config.image_tower.mirrored).lower()), f"{image}.mirrored of that run",
+        ),
         "pooling": (*both(lambda a: a.text_tower.pooling), f"{text}.pooling {other.text_tower.pooling}"),
         "window": (
             *both(lambda a: a.text_tower.window or "none"), f"{text}.attention and {text}.window of that run",
