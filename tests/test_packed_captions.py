@@ -52,7 +52,7 @@ def test_packed_captions_are_what_padded_ones_are(kind, attention, shuffled, tmp
         packed = tower.encode_groups(groups)
         assert len(packed) == len(padded)
         weights = [torch.randn_like(each.pooled) for each in padded]
-        found = []
+        gradients = []
         for outputs in (padded, packed):
             tower.zero_grad()
             loss = sum(
@@ -60,14 +60,14 @@ def test_packed_captions_are_what_padded_ones_are(kind, attention, shuffled, tmp
                 for each, weight in zip(outputs, weights, strict=True)
             )
             loss.backward()
-            found.append({name: value.grad for name, value in tower.named_parameters() if value.grad is not None})
+            gradients.append({name: value.grad for name, value in tower.named_parameters() if value.grad is not None})
         for ours, theirs, (_, mask) in zip(packed, padded, groups, strict=True):
             assert torch.allclose(ours.pooled, theirs.pooled, atol=1e-10)
             assert torch.allclose(ours.tokens, theirs.tokens * mask[..., None], atol=1e-10)
             assert torch.equal(ours.mask, mask)
-        assert found[0].keys() == found[1].keys()
-        for name, expected in found[0].items():
-            assert torch.allclose(found[1][name], expected, atol=1e-9), name
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, expected in gradients[0].items():
+            assert torch.allclose(gradients[1][name], expected, atol=1e-9), name
 
 
 def test_without_tokens_the_vectors_are_the_same(tmp_path, packing):

@@ -41,8 +41,8 @@ class PackedCaptions:
         order = lengths.argsort(stable=True)
         starts = lengths.cumsum(0) - lengths
         counts = lengths[order]
-        places = torch.arange(int(lengths.sum()), device=lengths.device)
-        position = places - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        indices = torch.arange(int(lengths.sum()), device=lengths.device)
+        position = indices - (counts.cumsum(0) - counts).repeat_interleave(counts)
         #: (N,) for each token of the row, its place among those of all groups.
         self._source = starts[order].repeat_interleave(counts) + position
         self._order = order
