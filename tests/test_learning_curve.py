@@ -278,7 +278,7 @@ def test_stages_are_longer_where_the_images_are_fewer(run, tmp_path):
     for divisor, training in zip((8, 4, 2), plan_trainings(folder), strict=True):
         ratio = steps_in_epoch(images, 16) / steps_in_epoch(images // divisor, 16)
         stages = parse_stages(training.stages)
-        assert [(stage.trains, stage.rate) for stage in stages] == [("heads", None), ("text", 0.001)]
+        assert [(stage.trains, stage.rates) for stage in stages] == [("heads", None), ("text", (0.001,) * 3)]
         assert [stage.epochs for stage in stages] == [math.ceil(ratio), math.ceil(2 * ratio)]
         check_settings(training)
 
@@ -292,14 +292,15 @@ def test_trainings_of_a_run_in_stages_count_their_own_steps_and_keep_its_rates(r
     points = json.loads((Path(config.out) / "curve" / "curve.json").read_text())["points"]
     assert [point["steps"] for point in points] == [results(Path(point["run"]))["steps"] for point in points]
     assert "steps each" not in capsys.readouterr().out
-    rates = {parse_stages(training.stages)[-1].rate for training in plan_trainings(config.out)}
-    assert rates == {0.00012345678}
+    rates = {parse_stages(training.stages)[-1].rates for training in plan_trainings(config.out)}
+    assert rates == {(0.00012345678,) * 3}
 
 
 @pytest.mark.parametrize("rate", [1e-5, 1 / 3, 0.00012345678, 1.0, 5e-324])
 def test_a_stage_is_written_as_it_is_read(rate):
-    stage = Stage("all", 3, rate)
-    assert parse_stages(str(stage)) == [stage]
+    for rates in ((rate,) * 3, (rate, 1e-4, 1e-3)):
+        stage = Stage("all", 3, rates)
+        assert parse_stages(str(stage)) == [stage]
 
 
 def test_a_run_of_before_is_trained_again_with_what_was_asked_for(run, tmp_path):
