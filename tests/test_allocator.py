@@ -59,7 +59,8 @@ def test_arrays_within_take_no_new_pages_and_all_is_given_back():
     assert seen["before"] >= 100
     for name in ("within", "within both", "after the inner one"):
         assert seen[name] < seen["before"] / 10, (name, seen)
-    assert seen["after"] > seen["before"] / 2
+    # The same arrays may come in larger pages by then: as many new ones as before is not asked, but far more than within.
+    assert seen["after"] >= max(100, 10 * max(seen[name] for name in ("within", "within both", "after the inner one")))
     assert seen["resident after"] < seen["resident before"] + 100
 
 
