@@ -45,7 +45,6 @@ class PackedCaptions:
         position = indices - (counts.cumsum(0) - counts).repeat_interleave(counts)
         #: (N,) for each token of the row, its place among those of all groups.
         self._source = starts[order].repeat_interleave(counts) + position
-        self._order = order
         self.ids = torch.cat([ids[mask] for (ids, _), mask in zip(groups, self.masks, strict=True)])[self._source][None]
         self.positions = position[None]
         self.runs = [(len(list(same)), length) for length, same in groupby(counts.tolist())]
@@ -64,34 +63,13 @@ class PackedCaptions:
             (1, N, H, d).
         """
         self.was_used = True
-        rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-        outputs, start = [], 0
-        for count, length in self.runs:
-            stop = start + count * length
-            parts = [row[start:stop].unflatten(0, (count, length)).transpose(1, 2) for row in rows]
-            outputs.append(attention(*parts).transpose(1, 2).flatten(0, 1))
-            start = stop
+        sizes = [count * length for count, length in self.runs]
+        parts = zip(*(tensor[0].transpose(0, 1).split(sizes) for tensor in (query, key, value)), strict=True)
+        outputs = []
+        for run, of_run in zip(self.runs, parts, strict=True):
+            apart = (part.unflatten(0, run).transpose(1, 2) for part in of_run)
+            outputs.append(attention(*apart).transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)[None]
-
-    def pool(self, tokens: Tensor, pooling: str) -> list[Tensor]:
-        """Pool the tokens of each caption.
-
-        Args:
-            tokens: (N, W) in the row's order.
-            pooling: "first" or "mean".
-
-        Returns:
-            (b, W) for each group.
-        """
-        outputs, start = [], 0
-        for count, length in self.runs:
-            part = tokens[start : start + count * length].unflatten(0, (count, length))
-            outputs.append(part[:, 0] if pooling == "first" else part.mean(dim=1))
-            start += count * length
-        pooled = torch.cat(outputs)
-        in_groups = torch.empty_like(self._order)
-        in_groups[self._order] = torch.arange(len(in_groups), device=in_groups.device)
-        return list(pooled[in_groups].split([len(mask) for mask in self.masks]))
 
     def unpack(self, tokens: Tensor) -> list[Tensor]:
         """Pad the tokens again.
@@ -102,9 +80,7 @@ class PackedCaptions:
         Returns:
             (b, T, W) for each group, 0 on padding.
         """
-        in_row = torch.empty_like(self._source)
-        in_row[self._source] = torch.arange(len(in_row), device=in_row.device)
-        parts = tokens[in_row].split([int(mask.sum()) for mask in self.masks])
+        parts = tokens[self._source.argsort()].split([int(mask.sum()) for mask in self.masks])
         return [
             part.new_zeros(*mask.shape, part.shape[-1]).masked_scatter(mask[..., None], part)
             for part, mask in zip(parts, self.masks, strict=True)

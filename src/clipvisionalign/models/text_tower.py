@@ -224,21 +224,18 @@ class TextTower(nn.Module):
             What `forward` returns for each group; the tokens' vectors are 0 on padding where it `packs`.
         """
         # A caption begins at its row's first place, and has a token.
-        if not groups or not self.packs() or not all(len(mask) and mask[:, 0].all() for _, mask in groups):
+        is_packed = bool(groups) and self.packs() and all(len(mask) and bool(mask[:, 0].all()) for _, mask in groups)
+        if is_packed:
+            packed = PackedCaptions(groups)
+            positions = packed.positions + position_offset(self.encoder)
+            row = self.encoder(input_ids=packed.ids, position_ids=positions, packed=packed).last_hidden_state[0]
+            # In another version of transformers, whose layers do not hand the layout on, captions saw each other.
+            is_packed = self.hands_layout_on = packed.was_used
+        if not is_packed:
             return [self(ids, mask, want_tokens) for ids, mask in groups]
-        packed = PackedCaptions(groups)
-        positions = packed.positions + position_offset(self.encoder)
-        outputs = self.encoder(input_ids=packed.ids, position_ids=positions, packed=packed)
-        if not packed.was_used:
-            # Another version of transformers, whose layers do not hand the layout on: captions saw each other.
-            self.hands_layout_on = False
-            return [self(ids, mask, want_tokens) for ids, mask in groups]
-        rows = outputs.last_hidden_state[0]
-        tokens = packed.unpack(rows) if want_tokens else [None] * len(groups)
-        pooled = packed.pool(rows, self.pooling)
         return [
-            CaptionFeatures(vectors, of_tokens, mask)
-            for vectors, of_tokens, (_, mask) in zip(pooled, tokens, groups, strict=True)
+            CaptionFeatures(pool(tokens, mask, self.pooling), tokens if want_tokens else None, mask)
+            for tokens, (_, mask) in zip(packed.unpack(row), groups, strict=True)
         ]
 
     def save(self, folder: Path) -> None:

@@ -10,10 +10,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipvisionalign import plain_yaml
 from clipvisionalign.files import atomic_write, user_cache_folder
 from clipvisionalign.models.run_files import CONFIG_FILE, weights_file
 from clipvisionalign.models.run_names import resolve_run
@@ -53,7 +53,13 @@ def _looks_both_ways(run: str | Path) -> bool:
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
         return False
-    settings = plain_yaml.safe_load(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if not re.search(r"mirrored\b(?!: false\b)", text):
+        # Nearly always; a search that loads no YAML starts sooner.
+        return False
+    from clipvisionalign import plain_yaml
+
+    settings = plain_yaml.safe_load(text)
     model = settings.get("model") if isinstance(settings, dict) else None
     image = model.get("image_tower") if isinstance(model, dict) else None
     return isinstance(image, dict) and image.get("mirrored") is True
